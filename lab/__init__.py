@@ -1,0 +1,4 @@
+"""Guests, snapshots and restores for the tests, the demo and the benchmarks.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""

@@ -1,0 +1,135 @@
+"""The workflow of a background snapshot, step by step, and restoring.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from . import env
+from .qmp import event_time
+from .vm import VM, Hardware
+
+CAPABILITIES = ('events', 'background-snapshot')
+FINAL = ('completed', 'failed', 'cancelled')
+
+
+class SnapshotFailed(Exception):
+    """The migration ended, but not as `completed`"""
+
+
+@dataclass
+class Result:
+    """Times in seconds; info is the final answer of query-migrate."""
+    seconds: float
+    freeze: Optional[float]
+    info: Dict[str, Any]
+
+
+def pause(vm: VM) -> None:
+    """Step 1."""
+    vm.qmp.cmd('stop')
+
+
+def snapshot_disk(vm: VM, overlay: Path) -> Path:
+    """Step 2: put an overlay over the disk and return the frozen image."""
+    [frozen] = [device['inserted']['file'] for device
+                in vm.qmp.cmd('query-block') if device.get('inserted')]
+    overlay.unlink(missing_ok=True)
+    [node] = [d['inserted']['node-name'] for d in vm.qmp.cmd('query-block')
+              if d.get('inserted')]
+    vm.qmp.cmd('blockdev-snapshot-sync', node_name=node,
+               snapshot_file=str(overlay), format='qcow2',
+               snapshot_node_name=f'overlay-{time.monotonic_ns()}')
+    return Path(frozen)
+
+
+def enable(vm: VM) -> None:
+    """Step 3."""
+    vm.qmp.cmd('migrate-set-capabilities', capabilities=[
+        {'capability': c, 'state': True} for c in CAPABILITIES])
+
+
+def start(vm: VM, sink) -> int:
+    """Step 4: begin to save the RAM.  Returns the mark for wait()."""
+    mark = vm.qmp.mark()
+    vm.qmp.cmd('migrate', uri=sink.uri(vm))
+    return mark
+
+
+def wait(vm: VM, mark: int, timeout: float = 120) -> Dict[str, Any]:
+    """Step 5: wait for the migration's last event.
+
+    Returns query-migrate's answer; anything but `completed` raises
+    SnapshotFailed with QEMU's reason.
+    """
+    event = vm.qmp.wait_event(
+        mark, 'end of the migration',
+        lambda e: e['event'] == 'MIGRATION' and e['data']['status'] in FINAL,
+        timeout)
+    info = vm.qmp.cmd('query-migrate')
+    if event['data']['status'] != 'completed':
+        raise SnapshotFailed(f'{event["data"]["status"]}: '
+                             + info.get('error-desc', 'no reason given'))
+    return info
+
+
+def take(vm: VM, sink, stop: bool = True, timeout: float = 120) -> Result:
+    """Steps 1 and 3 to 5: a snapshot of the RAM alone."""
+    mark = vm.qmp.mark()
+    if stop:
+        pause(vm)
+    enable(vm)
+    began = time.monotonic()
+    info = wait(vm, start(vm, sink), timeout)
+    return Result(time.monotonic() - began, freeze(vm, mark), info)
+
+
+def freeze(vm: VM, mark: int) -> Optional[float]:
+    """Seconds from the first STOP to the first RESUME after the mark."""
+    vm.qmp.mark()
+    stop = [e for e in vm.qmp.events[mark:] if e['event'] == 'STOP']
+    resume = [e for e in vm.qmp.events[mark:] if e['event'] == 'RESUME']
+    if not stop or not resume:
+        return None
+    return event_time(resume[0]) - event_time(stop[0])
+
+
+def new_overlay(frozen: Path, overlay: Path) -> Path:
+    """A qcow2 overlay for a restored VM, over a frozen disk."""
+    overlay.unlink(missing_ok=True)
+    subprocess.run([env.qemu_img(env.STOCK), 'create', '-q', '-f', 'qcow2',
+                    '-b', frozen, '-F', 'qcow2', overlay], check=True)
+    return overlay
+
+
+def restore(image: Path, hardware: Hardware, log: Path,
+            timeout: float = 120, *more: str) -> VM:
+    """Restore an image in the unmodified QEMU and let the guest run on."""
+    vm = VM(env.STOCK, hardware, log, '-incoming', 'defer', *more)
+    try:
+        vm.qmp.cmd('migrate-set-capabilities', capabilities=[
+            {'capability': 'events', 'state': True}])
+        mark = vm.qmp.mark()
+        vm.qmp.cmd('migrate-incoming', uri=f'file:{image}')
+        try:
+            wait(vm, mark, timeout)
+        except Exception as problem:
+            vm.assert_alive()
+            raise SnapshotFailed(f'restoring {image.name}: {problem}'
+                                 ) from problem
+        if vm.status() != 'running':
+            raise SnapshotFailed(f'restored VM is {vm.status()}')
+    except BaseException:
+        vm.close()
+        raise
+    return vm
+
+
+def statuses(vm: VM, mark: int) -> List[str]:
+    """The migration states that were reported since the mark."""
+    vm.qmp.mark()
+    return [e['data']['status'] for e in vm.qmp.events[mark:]
+            if e['event'] == 'MIGRATION']

@@ -1,0 +1,152 @@
+"""Starts and ends virtual machines.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import List, Optional
+
+from . import env, guest, kernel
+from .console import Console
+from .qmp import Qmp
+
+MACHINE = 'pc-q35-10.0'
+CMDLINE = ('console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable '
+           'no_timer_check mitigations=off cryptomgr.notests '
+           'rcupdate.rcu_cpu_stall_timeout=120')
+TROUBLE = ('BUG:', 'WARNING:', 'Oops', 'Kernel panic', 'I/O error',
+           'EXT4-fs error', 'lab: ')
+
+
+@dataclass
+class Hardware:
+    """What a VM has; a restored one must have the same.
+
+    memory: plain, two (NUMA nodes with a backend each), memfd (shared).
+    disk: a qcow2 image, which becomes the guest's /dev/vda.
+    """
+    vcpus: int = 1
+    ram_mb: int = 384
+    memory: str = 'plain'
+    disk: Optional[Path] = None
+    aio: str = 'threads'
+
+    def arguments(self) -> List[str]:
+        machine = f'{MACHINE},usb=off'
+        more: List[str] = []
+        if self.memory == 'two':
+            half = self.ram_mb // 2
+            for node in (0, 1):
+                more += ['-object', 'memory-backend-ram,'
+                         f'id=ram{node},size={half}M',
+                         '-numa', f'node,nodeid={node},memdev=ram{node}']
+        elif self.memory == 'memfd':
+            machine += ',memory-backend=shared'
+            more += ['-object', 'memory-backend-memfd,'
+                     f'id=shared,share=on,size={self.ram_mb}M']
+        elif self.memory != 'plain':
+            raise ValueError(f'unknown kind of memory: {self.memory}')
+        if self.disk:
+            more += ['-blockdev', 'driver=qcow2,node-name=disk,'
+                     'file.driver=file,cache.direct=on,'
+                     f'file.cache.direct=on,file.aio={self.aio},'
+                     f'file.filename={self.disk}',
+                     '-device', 'virtio-blk-pci,id=vda,drive=disk']
+        return ['-nodefaults', '-no-user-config', '-display', 'none',
+                '-M', machine, '-accel', 'tcg,thread=multi', '-cpu', 'max',
+                '-m', str(self.ram_mb), '-smp', str(self.vcpus),
+                '-kernel', str(kernel.KERNEL), '-initrd', str(guest.INITRD),
+                '-append', CMDLINE, *more]
+
+
+class VM:
+    """A running QEMU.  Use as a context manager: leaving it ends QEMU.
+
+    binary: which QEMU; log: the common beginning of its log files' names.
+    """
+
+    def __init__(self, binary: Path, hardware: Hardware, log: Path,
+                 *more: str):
+        self.binary = binary
+        self.hardware = hardware
+        self._kernel_log = log.with_name(log.name + '.kernel.log')
+        self._kernel_log.unlink(missing_ok=True)
+        self.output = log.with_name(log.name + '.qemu.log')
+        monitor, monitor_far = socket.socketpair()
+        serial, serial_far = socket.socketpair()
+        with monitor_far, serial_far, self.output.open('wb') as output:
+            self.process = subprocess.Popen(
+                [str(binary), *hardware.arguments(),
+                 '-chardev', f'socket,id=qmp,fd={monitor_far.fileno()}',
+                 '-mon', 'chardev=qmp,mode=control',
+                 '-serial', f'file:{self._kernel_log}',
+                 '-chardev', f'socket,id=lab,fd={serial_far.fileno()}',
+                 '-serial', 'chardev:lab', '-no-shutdown', *more],
+                pass_fds=(monitor_far.fileno(), serial_far.fileno()),
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True, preexec_fn=_die_with_parent)
+        self.console = Console(serial, log.with_name(log.name + '.lines.log'))
+        try:
+            self.qmp = Qmp(monitor)
+        except BaseException as problem:
+            self._end()
+            raise RuntimeError(f'{binary.name} did not start: '
+                               + self._last_output()) from problem
+
+    def __enter__(self) -> 'VM':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def wait_boot(self, timeout: float = 60, since: int = 0) -> None:
+        self.console.wait('guest ready', since, timeout)
+
+    def status(self) -> str:
+        """QEMU's run state."""
+        return self.qmp.cmd('query-status')['status']
+
+    def kernel_trouble(self) -> List[str]:
+        """Lines of the guest's kernel log that should not be there."""
+        text = self._kernel_log.read_text(errors='replace')
+        return [line for line in text.splitlines()
+                if any(word in line for word in TROUBLE)]
+
+    def mappings(self) -> int:
+        """How many mappings the kernel keeps for the process."""
+        maps = Path(f'/proc/{self.process.pid}/maps')
+        return len(maps.read_text().splitlines())
+
+    def assert_alive(self) -> None:
+        """Raise RuntimeError with QEMU's last words if it has ended."""
+        code = self.process.poll()
+        if code is not None:
+            raise RuntimeError(f'{self.binary.name} ended with code {code}: '
+                               + self._last_output())
+
+    def close(self) -> None:
+        self.qmp.close()
+        self._end()
+
+    def _end(self) -> None:
+        # The whole group: exec: destinations are children of QEMU.
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+        self.console.close()
+
+    def _last_output(self) -> str:
+        text = self.output.read_text(errors='replace').strip()
+        return ' | '.join(text.splitlines()[-5:]) or 'it said nothing'
+
+
+def _die_with_parent() -> None:
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
