@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# A thin front for the scripts in tools/, lab/ and bench/; each of them says
+# at its top what it does.
+
+BUILD ?= build
+QEMU_SRC ?=
+JOBS ?= $(shell nproc)
+
+override BUILD := $(abspath $(BUILD))
+ifneq ($(QEMU_SRC),)
+override QEMU_SRC := $(abspath $(QEMU_SRC))
+endif
+QEMU := $(BUILD)/qemu-system-x86_64
+STOCK := $(BUILD)/stock/qemu-system-x86_64
+export BUILD QEMU_SRC JOBS QEMU STOCK
+
+.PHONY: all stock setup prepare series refresh lint bisect check demo bench \
+	clean help
+.NOTPARALLEL:
+
+all: prepare		## build QEMU with the series: $(BUILD)/qemu-system-x86_64
+	@tools/build series
+
+stock: prepare		## build the same QEMU unmodified, below $(BUILD)/stock
+	@tools/build stock
+
+setup:			## install what building needs (Debian, as root)
+	@tools/setup
+
+prepare: setup		## QEMU's source with the series applied: $(BUILD)/src
+	@tools/prepare
+
+series: prepare		## export the series as mails: $(BUILD)/series
+	@tools/series
+
+refresh:		## bring the commits in $(BUILD)/src back into the series
+	@tools/refresh
+
+lint: prepare		## check the series and the scripts
+	@tools/lint
+
+bisect: prepare		## build and unit-test every commit of the series
+	@tools/bisect
+
+check: setup		## all tests; the last line sums them up
+	@tools/check
+
+demo: all stock		## snapshot a guest with a database, restore it unmodified
+	@lab/demo
+
+bench: all stock	## measure side by side with unmodified QEMU
+	@bench/run
+
+clean:			## remove $(BUILD), unless it holds unsaved commits
+	@tools/prepare --saved
+	rm -rf '$(BUILD)'
+
+help:			## this text
+	@echo 'Variables: BUILD=build directory, JOBS=compilers at a time,'
+	@echo '  QEMU_SRC=QEMU source (directory, tarball or git checkout;'
+	@echo "  default: Debian's source package)"
+	@awk -F ':[^#]*## *' '/^[a-z]+:.*## / \
+		{ printf "%-10s %s\n", $$1, $$2 }' Makefile

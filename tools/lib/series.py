@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The series as it is kept in this repository.
+
+patches/qemu/NNNN-subject.patch is a mail: From, Date, Subject, the message,
+a line `---`, one line `New-file: path` for each file that the commit adds,
+then the changes to existing files as a git diff.  The contents and the mode
+of a new file are those of qemu/<path>.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tree import ROOT, UTF8, Refused
+
+
+@dataclass
+class Patch:
+    name: str
+    author: str = ''
+    email: str = ''
+    date: str = ''
+    message: str = ''
+    new_files: list = field(default_factory=list)
+    diff: str = ''
+
+    @property
+    def subject(self):
+        return self.message.split('\n', 1)[0]
+
+    def changed(self):
+        """Existing files that the diff changes."""
+        return re.findall(r'^diff --git a/(.*) b/\1$', self.diff, re.M)
+
+    def dump(self):
+        """The patch file's text; parse() reads it back."""
+        subject, _, body = self.message.partition('\n')
+        new = ''.join(f'New-file: {path}\n' for path in self.new_files)
+        return (f'From: {self.author} <{self.email}>\nDate: {self.date}\n'
+                f'Subject: {subject}\n\n{body.strip()}\n---\n{new}'
+                + ('\n' if new and self.diff else '') + self.diff)
+
+
+def parse(name, text):
+    """Read a patch file's text; refuses what prepare could not do exactly."""
+    def bad(why):
+        raise Refused(f'patches/qemu/{name}: {why}')
+
+    mail, separator, rest = text.partition('\n---\n')
+    if not separator:
+        bad("no line '---' between the message and the changes")
+    head, _, body = mail.partition('\n\n')
+    headers = dict(re.findall(r'^([A-Za-z-]+): (.*)$', head, re.M))
+    for key in 'From', 'Date', 'Subject':
+        if not headers.get(key):
+            bad(f'no {key}: line')
+    who = re.fullmatch(r'(.+) <(\S+)>', headers['From'])
+    if not who:
+        bad("From: is not of the form 'Name <address>'")
+    start = re.search(r'^diff --git ', rest, re.M)
+    listing = rest[:start.start()] if start else rest
+    diff = rest[start.start():] if start else ''
+    patch = Patch(name, who[1], who[2], headers['Date'],
+                  (headers['Subject'] + '\n\n' + body.strip()).strip(),
+                  diff=diff)
+    for line in listing.splitlines():
+        if line.startswith('New-file: '):
+            patch.new_files.append(line[10:].strip())
+        elif line.strip():
+            bad(f"'{line}' is neither a New-file: line nor part of a diff")
+    created = re.search(r'^(new file|deleted file|rename|copy|GIT binary|'
+                        r'Binary files).*', diff, re.M)
+    if created:
+        bad(f"'{created[0]}': only text changes to existing files belong "
+            'here; a new file goes to qemu/ with a New-file: line')
+    if not patch.new_files and not diff:
+        bad('changes nothing')
+    return patch
+
+
+class Series:
+    """All patches and new files below `root`."""
+
+    def __init__(self, root=ROOT):
+        self.new = Path(root) / 'qemu'
+        self.patches_dir = Path(root) / 'patches' / 'qemu'
+        self.patches = [parse(p.name, read(p)) for p in self.patch_files()]
+
+    def patch_files(self):
+        return sorted(self.patches_dir.glob('*.patch'))
+
+    def new_files(self):
+        """Paths of all files that exist below qemu/."""
+        return sorted(str(p.relative_to(self.new)) for p in
+                      self.new.rglob('*') if not p.is_dir())
+
+    def digest(self):
+        """Changes whenever a name, a mode or a byte of the series does."""
+        h = hashlib.sha256()
+        for path in self.patch_files() + [self.new / n
+                                          for n in self.new_files()]:
+            content = path.read_bytes()
+            h.update(f'{path.relative_to(self.new.parent)} {mode(path)} '
+                     f'{len(content)}\n'.encode() + content)
+        return h.hexdigest()
+
+    def problems(self, base_files):
+        """What is wrong between qemu/, the listings and the base."""
+        found, owner = [], {}
+        for patch in self.patches:
+            for path in patch.new_files:
+                if path in owner:
+                    found.append(f'{path} is listed by {owner[path]} and '
+                                 f'{patch.name}: it belongs to one commit')
+                owner[path] = patch.name
+                if path in base_files:
+                    found.append(f'{path}, listed by {patch.name}, exists '
+                                 'in the base: change it by a hunk')
+                if not (self.new / path).is_file():
+                    found.append(f'{path}, listed by {patch.name}, is '
+                                 'missing below qemu/')
+        for patch in self.patches:
+            for path in set(patch.changed()) & set(owner):
+                found.append(f'{patch.name} has a hunk for {path}, which '
+                             f'{owner[path]} adds: put it into qemu/{path}')
+        found += [f'qemu/{path} is listed by no patch'
+                  for path in self.new_files() if path not in owner]
+        return found
+
+
+def read(path):
+    # Bytes that are not UTF-8 and CRs must survive.
+    return path.read_bytes().decode(*UTF8)
+
+
+def mode(path):
+    if path.is_symlink():
+        raise Refused(f'{path} is a symbolic link; the series cannot hold it')
+    return '100755' if os.access(path, os.X_OK) else '100644'
+
+
+def failed_hunks(patch, stderr):
+    """Explain git apply's errors: which file, which hunk."""
+    lines = []
+    for file, line in re.findall(r'^error: patch failed: (.*):(\d+)$',
+                                 stderr, re.M):
+        section = patch.diff.partition(f'\n+++ b/{file}')[2]
+        hunk = re.search(rf'^@@ -{line}[ ,].*$', section, re.M)
+        lines.append(f'  {file}: {hunk[0] if hunk else "line " + line}')
+    for file in re.findall(r'^error: (.*): does not exist in index$',
+                           stderr, re.M):
+        lines.append(f'  {file}: not in this base')
+    return '\n'.join(lines) or stderr.strip()
+
+
+def build(tree, base, series):
+    """Make the series' commits on `base` in the object store only.
+
+    Touches neither the work tree nor a branch.  Returns the last commit.
+    A patch that does not fit is refused with its hunk; no fuzz.
+    """
+    problems = series.problems(tree.files(base))
+    if problems:
+        raise Refused('\n'.join(problems))
+    head = base
+    with tree.temporary_index() as directory:
+        index = Path(directory) / 'index'
+        tree.git('read-tree', base, index=index)
+        for patch in series.patches:
+            if patch.diff:
+                done = tree.git('apply', '--cached', '--whitespace=nowarn',
+                                '-', index=index, input=patch.diff,
+                                check=False)
+                if done.returncode:
+                    version = tree.text('log', '-1', '--format=%s', base)
+                    raise Refused(f'{patch.name} does not fit this base '
+                                  f'({version}):\n'
+                                  + failed_hunks(patch, done.stderr))
+            add_files(tree, index, series, patch.new_files)
+            commit = tree.text('write-tree', index=index)
+            who = {}
+            for role in 'AUTHOR', 'COMMITTER':
+                who[f'GIT_{role}_NAME'] = patch.author
+                who[f'GIT_{role}_EMAIL'] = patch.email
+                who[f'GIT_{role}_DATE'] = patch.date
+            head = tree.text('commit-tree', commit, '-p', head, '-F', '-',
+                             env=who, input=patch.message + '\n')
+    return head
+
+
+def add_files(tree, index, series, paths):
+    if not paths:
+        return
+    full = [series.new / path for path in paths]
+    blobs = tree.text('hash-object', '-w', '--no-filters', '--stdin-paths',
+                      input=''.join(f'{p}\n' for p in full)).split()
+    tree.git('update-index', '--add', '--index-info', index=index,
+             input=''.join(f'{mode(p)} {blob}\t{path}\n' for p, blob, path
+                           in zip(full, blobs, paths)))

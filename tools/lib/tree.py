@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The prepared QEMU tree: a git repository of its own below the build directory.
+
+`base` is the pristine source as one commit; the branch `series` has one
+commit for each patch on top of it.  What the tools made last is recorded in
+.git/series-state, so that a developer's own work there is noticed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = Path(os.environ.get('BUILD') or ROOT / 'build').resolve()
+
+UTF8 = 'utf-8', 'surrogateescape'
+
+# Whatever the user configured (diff algorithm, autocrlf, hooks, signing)
+# must not change a single byte of what these tools make.
+ENV = {
+    'GIT_CONFIG_GLOBAL': '/dev/null',
+    'GIT_CONFIG_NOSYSTEM': '1',
+    'GIT_TERMINAL_PROMPT': '0',
+    'LC_ALL': 'C.UTF-8',
+    'TZ': 'UTC',
+}
+IDENTITY = {
+    'GIT_AUTHOR_NAME': 'base',
+    'GIT_AUTHOR_EMAIL': 'base@localhost',
+    'GIT_AUTHOR_DATE': '2025-04-23T00:00:00Z',
+    'GIT_COMMITTER_NAME': 'base',
+    'GIT_COMMITTER_EMAIL': 'base@localhost',
+    'GIT_COMMITTER_DATE': '2025-04-23T00:00:00Z',
+}
+
+
+class Refused(Exception):
+    """What was asked for cannot be done; the text says why and what helps."""
+
+
+def main(function):
+    """Run a tool's main function; a refusal is an error message, not a trace."""
+    try:
+        function()
+    except Refused as e:
+        sys.exit(f'{Path(sys.argv[0]).name}: {e}')
+
+
+class Tree:
+    """The repository at `path`; git() runs there, text() gives its output."""
+
+    def __init__(self, path=BUILD / 'src'):
+        self.path = Path(path)
+        self.state_file = self.path / '.git' / 'series-state'
+
+    def git(self, *args, index=None, work_tree=None, env=None, check=True,
+            input=''):
+        """Run git; `index` and `work_tree` replace the tree's own."""
+        full = {k: v for k, v in os.environ.items()
+                if not k.startswith('GIT_')} | ENV | (env or {})
+        full['GIT_DIR'] = str(self.path / '.git')
+        full['GIT_WORK_TREE'] = str(work_tree or self.path)
+        if index:
+            full['GIT_INDEX_FILE'] = str(index)
+        # Not text mode: that would turn CRLF into LF.
+        done = subprocess.run(['git', *args], cwd=work_tree or self.path,
+                              env=full, capture_output=True,
+                              input=input.encode(*UTF8))
+        done.stdout = done.stdout.decode(*UTF8)
+        done.stderr = done.stderr.decode(*UTF8)
+        if check and done.returncode:
+            raise Refused(f'git {" ".join(args)} in {self.path}:\n'
+                          f'{done.stderr.strip()}')
+        return done
+
+    def text(self, *args, **kwargs):
+        return self.git(*args, **kwargs).stdout.strip()
+
+    def exists(self):
+        return (self.path / '.git').is_dir()
+
+    def init(self):
+        self.path.mkdir(parents=True)
+        self.git('init', '-q', '-b', 'series')
+        self.git('config', 'gc.auto', '0')
+        # Bytes go in and out as they are, whatever .gitattributes say.
+        (self.path / '.git/info').mkdir(exist_ok=True)
+        (self.path / '.git/info/attributes').write_text(
+            '* -text -filter -ident !working-tree-encoding\n')
+
+    def temporary_index(self):
+        return tempfile.TemporaryDirectory(prefix='index-',
+                                           dir=self.path / '.git')
+
+    def state(self):
+        """What was prepared last (head, series, source), or {}."""
+        try:
+            return json.loads(self.state_file.read_text())
+        except FileNotFoundError:
+            return {}
+
+    def set_state(self, **state):
+        temporary = self.state_file.with_suffix('.new')
+        temporary.write_text(json.dumps(state, indent=1) + '\n')
+        temporary.replace(self.state_file)
+
+    def head(self):
+        return self.text('rev-parse', '--verify', 'HEAD')
+
+    def edits(self):
+        """Uncommitted changes, as `git status --short` lines."""
+        return self.text('status', '--short', '--untracked-files=all')
+
+    def files(self, commit):
+        """All paths in a commit, as a set."""
+        return set(self.git('ls-tree', '-r', '-z', '--name-only', commit)
+                   .stdout.split('\0')) - {''}
+
+    def import_base(self, source, message):
+        """Commit the directory `source` as it is; the commit's name."""
+        with self.temporary_index() as directory:
+            index = Path(directory) / 'index'
+            # Straight into a pack: 38,000 loose objects take a minute.
+            self.git('-c', 'core.bigFileThreshold=1', 'add', '-A', '-f', '.',
+                     index=index, work_tree=source)
+            tree = self.text('write-tree', index=index)
+        return self.text('commit-tree', tree, '-m', message, env=IDENTITY)
