@@ -1,0 +1,7 @@
+"""All end-to-end cases.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+from . import bad_input, failing, lifecycle, roundtrip
+
+ALL = roundtrip.CASES + lifecycle.CASES + failing.CASES + bad_input.CASES

@@ -1,0 +1,131 @@
+"""What a test case works with: VMs that end with it, logs, scratch files.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+import contextlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Callable, NamedTuple, Optional
+
+from . import env, snapshot
+from .sink import FileSink
+from .vm import VM, Hardware
+from .workload import DiskCheck, SelfCheck
+
+
+class Skip(Exception):
+    """A case cannot run here; says why"""
+
+
+class Case(NamedTuple):
+    """A test; run() raises if it fails, and Skip if it cannot run here."""
+    name: str
+    run: Callable[['Scene'], None]
+
+
+class Scene(contextlib.ExitStack):
+    """One case's VMs and files.  Leaving it ends and removes them."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.logs = env.LOGS / 'lab' / name
+        self.files = env.LAB / 'scratch' / name
+        self.check = SelfCheck()
+        self.disk_check = DiskCheck()
+        self._overlays = 0
+        self._restored = 0
+        for folder in (self.logs, self.files):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        self.callback(shutil.rmtree, self.files, ignore_errors=True)
+
+    def boot(self, hardware: Optional[Hardware] = None, *more: str) -> VM:
+        """Boot the patched QEMU and start the workloads in the guest."""
+        hardware = hardware or Hardware()
+        vm = self.enter_context(VM(env.QEMU, hardware, self.logs / 'source',
+                                   *more))
+        vm.wait_boot()
+        if hardware.disk:
+            self.disk_check.start(vm)
+        self.check.start(vm)
+        return vm
+
+    def new_disk(self) -> Path:
+        """A disk for boot() which gives the guest a checked disk."""
+        disk = self.files / 'disk.qcow2'
+        subprocess.run([env.qemu_img(env.QEMU), 'create', '-q', '-f', 'qcow2',
+                        disk, f'{self.disk_check.disk_mb}M'], check=True)
+        return disk
+
+    def image(self, name: str = 'image') -> Path:
+        return self.files / name
+
+    def pause(self, vm: VM) -> Optional[Path]:
+        """Steps 1 to 3; returns the frozen disk if there is a disk."""
+        snapshot.pause(vm)
+        frozen = None
+        if vm.hardware.disk:
+            self._overlays += 1
+            frozen = snapshot.snapshot_disk(
+                vm, self.files / f'overlay{self._overlays}.qcow2')
+        snapshot.enable(vm)
+        return frozen
+
+    def prove(self, vm: VM) -> None:
+        """The guest finds nothing wrong and goes on, and QEMU lives."""
+        vm.assert_alive()
+        self.check.prove(vm)
+        if vm.hardware.disk:
+            self.disk_check.prove(vm)
+        vm.console.check()
+        trouble = vm.kernel_trouble()
+        if trouble:
+            raise AssertionError(f'guest kernel: {trouble[0]}')
+
+    def prove_image(self, image: Path, hardware: Hardware,
+                    frozen: Optional[Path] = None) -> None:
+        """The unmodified QEMU restores it, and the guest runs on clean."""
+        self._restored += 1
+        log = self.logs / f'restored{self._restored}'
+        if frozen:
+            disk = snapshot.new_overlay(frozen,
+                                        self.files / 'restored.qcow2')
+            hardware = Hardware(**{**vars(hardware), 'disk': disk})
+        with snapshot.restore(image, hardware, log) as restored:
+            self.prove(restored)
+        image.unlink()
+
+    def round_trip(self, vm: VM, sink=None, timeout: float = 120) -> None:
+        """The whole workflow; then original and restored guest are clean."""
+        sink = sink or FileSink(self.image())
+        frozen = self.pause(vm)
+        snapshot.wait(vm, snapshot.start(vm, sink), timeout)
+        image = sink.finish()
+        expect_status(vm, 'running')
+        self.prove(vm)
+        # Both guests at once would only make each other slow.
+        vm.qmp.cmd('stop')
+        self.prove_image(image, vm.hardware, frozen)
+        vm.qmp.cmd('cont')
+
+
+def expect_status(vm: VM, *statuses: str) -> None:
+    """QEMU's run state is one of @statuses."""
+    status = vm.status()
+    if status not in statuses:
+        raise AssertionError(f'VM is {status}, expected '
+                             + ' or '.join(statuses))
+
+
+def rounds() -> int:
+    """Snapshots of each VM in the round-trip cases: ROUNDS, default 2."""
+    return int(os.environ.get('ROUNDS') or 2)
+
+
+def needs_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise Skip(f'{what} needs root')
+
+
