@@ -1,0 +1,4 @@
+"""Measurements against unmodified QEMU, side by side in one run.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
