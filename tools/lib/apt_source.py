@@ -99,6 +99,8 @@ def sites():
     found = set()
     for entry in entries():
         for uri in entry['uris'].split():
+            if uri.startswith('cdrom:'):
+                continue
             m = re.match(r'\w+(?:\+\w+)?://(?:[^/@]*@)?([^/:]+)', uri)
             host = m[1] if m else ''
             found.add(host if re.search(r'[a-z].*\.', host)

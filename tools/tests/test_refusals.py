@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Mistakes in the series are named; work in the tree is never lost."""
+
+from fake import Project
+
+
+class Listing(Project):
+    """What ties patches and new files together, in prepare and lint."""
+
+    def setUp(self):
+        super().setUp()
+        self.make_series()
+
+    def both_refuse(self, *texts):
+        output = self.refused('prepare')
+        for text in texts:
+            self.assertIn(text, output)
+        # lint looks at the tree of another series: it must not pass.
+        self.refused('lint')
+
+    def test_listed_twice(self):
+        self.replace(self.patch(2), 'New-file: ',
+                     'New-file: migration/helper.c\nNew-file: ')
+        self.both_refuse('migration/helper.c is listed by 0001-',
+                         'and 0002-')
+
+    def test_exists_upstream(self):
+        (self.root / 'qemu/migration/other.c').write_text('mine\n')
+        self.replace(self.patch(1), 'New-file: ',
+                     'New-file: migration/other.c\nNew-file: ')
+        self.both_refuse('migration/other.c', 'exists in the base')
+
+    def test_listed_but_missing(self):
+        (self.root / 'qemu/migration/helper.c').unlink()
+        self.both_refuse('migration/helper.c', 'is missing below qemu/')
+
+    def test_not_listed(self):
+        (self.root / 'qemu/migration/stray.c').write_text('stray\n')
+        self.both_refuse('qemu/migration/stray.c is listed by no patch')
+
+    def test_hunk_for_a_new_file(self):
+        with open(self.patch(2), 'a') as f:
+            f.write('diff --git a/migration/helper.c b/migration/helper.c\n'
+                    '--- a/migration/helper.c\n+++ b/migration/helper.c\n'
+                    '@@ -1,1 +1,1 @@\n-a\n+b\n')
+        self.both_refuse('has a hunk for migration/helper.c')
+
+    def test_new_file_by_a_hunk(self):
+        with open(self.patch(2), 'a') as f:
+            f.write('diff --git a/x.c b/x.c\nnew file mode 100644\n'
+                    '--- /dev/null\n+++ b/x.c\n@@ -0,0 +1,1 @@\n+b\n')
+        self.both_refuse('0002-', 'goes to qemu/ with a New-file: line')
+
+    def test_misspelt_listing(self):
+        self.replace(self.patch(1), 'New-file: ', 'Newfile: ')
+        self.both_refuse('Newfile: migration/helper.c', '0001-')
+
+    def test_no_date(self):
+        self.replace(self.patch(1), 'Date: ', 'When: ')
+        self.both_refuse('0001-', 'no Date: line')
+
+
+class Lint(Project):
+    def failing(self):
+        status, output = self.tool('lint')
+        self.assertEqual(status, 1, output)
+        return [line for line in output.splitlines()
+                if line.startswith('FAIL')], output
+
+    def test_passes(self):
+        self.make_series()
+        status, output = self.tool('lint')
+        self.assertEqual(status, 0, output)
+        self.assertRegex(output.splitlines()[-1],
+                         r'^\d+ passed, 0 failed, \d skipped$')
+
+    def test_license_and_message(self):
+        self.good('prepare')
+        self.commit('no area in this subject\n\n' + 'long ' * 20,
+                    new__c='/* no license */\n')
+        self.good('refresh')
+        failed, output = self.failing()
+        self.assertEqual(len(failed), 2, output)
+        self.assertIn('qemu/new.c has no SPDX-License-Identifier', output)
+        self.assertIn('the subject is not', output)
+        self.assertIn('longer than 76: long', output)
+
+    def test_message_that_git_am_changes(self):
+        self.good('prepare')
+        self.commit('migration: [RFC] ends well\n\nBody.\n\n-- >8 --\nlost',
+                    new__c='/* SPDX-License-Identifier: MIT */\n')
+        self.good('refresh')
+        self.replace(self.patch(1), 'Subject: migration: ',
+                     'Subject: [tag] migration: ')
+        self.good('prepare')
+        failed, output = self.failing()
+        self.assertIn('after git am:', output)
+
+    def test_machine_paths_and_mirrors(self):
+        self.make_series()
+        # Put together here, or this file would be found as well.
+        home = '/ho' + 'me/somebody'
+        (self.root / 'notes').write_text(f'cd {self.build}/x\n{home}/y\n')
+        failed, output = self.failing()
+        self.assertEqual(len(failed), 1, output)
+        self.assertIn('notes:1: ', output)
+        self.assertIn('notes:2: ', output)
+
+    def test_broken_scripts(self):
+        self.make_series()
+        named = '# SPDX-License-Identifier: MIT\n'
+        (self.root / 'a.py').write_text(named + 'def :\n')
+        (self.root / 'b').write_text('#!/bin/sh\n' + named + 'if true\n')
+        (self.root / 'c').write_text('#!/bin/sh\ntrue\n')
+        _, output = self.failing()
+        self.assertIn('a.py:2:', output)
+        self.assertRegex(output, r'\bb: .*[Ss]yntax error')
+        self.assertIn('c has no SPDX-License-Identifier', output)
+
+
+class Unsaved(Project):
+    """The series changes while the tree holds a developer's work."""
+
+    def setUp(self):
+        super().setUp()
+        self.make_series()
+        self.helper = self.root / 'qemu/migration/helper.c'
+
+    def change_series(self):
+        self.helper.write_text(self.helper.read_text() + '/* more */\n')
+
+    def test_commits_survive(self):
+        self.commit('migration: mine', mine__c='mine\n')
+        head = self.git('rev-parse', 'HEAD')
+        self.assertEqual(self.good('prepare'), '', 'nothing to do yet')
+        self.assertIn('make refresh', self.refused('prepare', '--saved'))
+        self.change_series()
+        self.assertIn('make refresh', self.refused('prepare'))
+        self.assertIn('changed since the tree was', self.refused('refresh'))
+        self.assertEqual(self.git('rev-parse', 'HEAD'), head)
+        self.assertIn('more', self.helper.read_text())
+
+    def test_edits_survive(self):
+        (self.tree / 'migration/other.c').write_text('edited\n')
+        (self.tree / 'untracked.c').write_text('new\n')
+        self.change_series()
+        output = self.refused('prepare')
+        self.assertIn('migration/other.c', output)
+        self.assertIn('untracked.c', output)
+        self.assertEqual((self.tree / 'migration/other.c').read_text(),
+                         'edited\n')
+
+    def test_clean_tree_is_updated(self):
+        self.good('prepare', '--saved')
+        self.change_series()
+        self.good('prepare')
+        self.assertIn('more',
+                      (self.tree / 'migration/helper.c').read_text())
+
+    def test_a_tree_of_unknown_origin(self):
+        (self.tree / '.git/series-state').unlink()
+        self.assertIn('was not made by this tool', self.refused('prepare'))
+
+
+class Refresh(Project):
+    def setUp(self):
+        super().setUp()
+        self.make_series()
+        self.before = self.contents()
+
+    def tearDown(self):
+        self.assertEqual(self.contents(), self.before)
+
+    def test_uncommitted(self):
+        (self.tree / 'migration/other.c').write_text('edited\n')
+        output = self.refused('refresh')
+        self.assertIn('git commit --fixup', output)
+        self.assertIn('migration/other.c', output)
+
+    def test_later_change_of_a_new_file(self):
+        self.commit('migration: later', migration_0helper__c='later\n')
+        output = self.refused('refresh')
+        self.assertIn('migration/helper.c', output)
+        self.assertIn('migration: Add a helper', output)
+        self.assertIn('autosquash', output)
+
+    def test_deletion(self):
+        self.git('rm', '-q', 'migration/other.c')
+        self.commit('migration: drop')
+        self.assertIn('cannot hold this', self.refused('refresh'))
+
+    def test_symbolic_link(self):
+        (self.tree / 'link').symlink_to('VERSION')
+        self.commit('migration: link')
+        self.assertIn('cannot hold this', self.refused('refresh'))
+
+    def test_message_that_ends_the_mail(self):
+        self.commit('migration: x\n\nabove\n---\nbelow', x__c='x\n')
+        self.assertIn('start of the changes', self.refused('refresh'))
+
+    def test_merge(self):
+        self.git('checkout', '-q', '-b', 'side', 'HEAD^')
+        self.commit('migration: side', side__c='side\n')
+        self.git('checkout', '-q', 'series')
+        self.git('merge', '-q', '--no-ff', '-m', 'merge', 'side')
+        self.assertIn('linear', self.refused('refresh'))
