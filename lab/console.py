@@ -2,8 +2,11 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import array
+import fcntl
 import re
 import socket
+import termios
 import threading
 import time
 from pathlib import Path
@@ -69,6 +72,13 @@ class Console:
         for line in self.lines(since):
             if 'BAD' in line:
                 raise GuestError(line)
+
+    def settle(self) -> None:
+        """Of a stopped guest: wait until all that it has said is read."""
+        unread = array.array('i', [1])
+        while unread[0]:
+            fcntl.ioctl(self._sock, termios.FIONREAD, unread)
+            time.sleep(0.01)
 
     def close(self) -> None:
         """Wait for the end of the stream; QEMU must have ended before."""

@@ -119,9 +119,9 @@ def expect_status(vm: VM, *statuses: str) -> None:
                              + ' or '.join(statuses))
 
 
-def rounds() -> int:
-    """Snapshots of each VM in the round-trip cases: ROUNDS, default 2."""
-    return int(os.environ.get('ROUNDS') or 2)
+def rounds(default: int) -> int:
+    """Snapshots of each VM in the main round-trip cases: ROUNDS."""
+    return int(os.environ.get('ROUNDS') or default)
 
 
 def needs_root(what: str) -> None:

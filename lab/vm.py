@@ -4,6 +4,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -31,7 +32,7 @@ class Hardware:
     disk: a qcow2 image, which becomes the guest's /dev/vda.
     """
     vcpus: int = 1
-    ram_mb: int = 384
+    ram_mb: int = 320
     memory: str = 'plain'
     disk: Optional[Path] = None
     aio: str = 'threads'
@@ -121,6 +122,11 @@ class VM:
         """How many mappings the kernel keeps for the process."""
         maps = Path(f'/proc/{self.process.pid}/maps')
         return len(maps.read_text().splitlines())
+
+    def traced(self, event: str) -> List[str]:
+        """What `-trace event` has written so far, without the event's name."""
+        return re.findall(rf'\b{event} (.*)',
+                          self.output.read_text(errors='replace'))
 
     def assert_alive(self) -> None:
         """Raise RuntimeError with QEMU's last words if it has ended."""

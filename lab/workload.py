@@ -2,6 +2,7 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import re
 import time
 from dataclasses import dataclass
 
@@ -15,15 +16,15 @@ ROUND_TIMEOUT = 120
 @dataclass
 class SelfCheck:
     """guest/selfcheck.c: sizes in MiB; pause_us is slept after 64 pages."""
-    write_mb: int = 160
-    static_mb: int = 32
+    write_mb: int = 96
+    static_mb: int = 24
     pause_us: int = 0
 
     def start(self, vm: VM) -> None:
         mark = vm.console.mark()
         vm.console.run(f'selfcheck {vm.hardware.vcpus} {self.write_mb} '
                        f'{self.static_mb} {self.pause_us} &')
-        vm.console.wait(r'^self round=([1-9]\d*) .*ok', mark, START_TIMEOUT)
+        vm.console.wait(r'^self round=\d+ .*ok', mark, START_TIMEOUT)
 
     def prove(self, vm: VM, rounds: int = 2) -> None:
         """Let each thread do @rounds whole rounds without a mismatch."""
@@ -31,6 +32,12 @@ class SelfCheck:
         now = vm.console.wait(r'^self round=(\d+) .*ok', mark, ROUND_TIMEOUT)
         # One more, since a round was going on.
         _reach(vm, r'^self round=(\d+) .*ok', int(now.group(1)) + rounds + 1)
+
+    def last_round(self, vm: VM) -> int:
+        """How many rounds the guest has last reported as done."""
+        found = [re.match(r'self round=(\d+)', line)
+                 for line in vm.console.lines()]
+        return max(int(f.group(1)) for f in found if f)
 
     def moves(self, vm: VM) -> None:
         """See the guest write pages now."""

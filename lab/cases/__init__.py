@@ -2,6 +2,7 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
-from . import bad_input, failing, lifecycle, roundtrip
+from . import bad_input, failing, lifecycle, roundtrip, sensitivity
 
-ALL = roundtrip.CASES + lifecycle.CASES + failing.CASES + bad_input.CASES
+ALL = (sensitivity.CASES + roundtrip.CASES + lifecycle.CASES + failing.CASES
+       + bad_input.CASES)

@@ -10,7 +10,7 @@ from ..scene import Case, Scene, expect_status
 from ..sink import PipeSink
 from ..vm import VM, Hardware
 
-SLOW_MB_S = 40
+SLOW_MB_S = 80
 
 
 def slow(scene: Scene) -> PipeSink:
