@@ -15,18 +15,21 @@ from .rows import Row, Variant
 WINDOWS = ('before', 'during', 'after')
 QUIET_S = 4
 MAX_SAMPLES = 200000
+TOTALS = 'background_snapshot_end'
 
 
 def measure(row: Row, variant: Variant, folder: Path) -> Dict[str, Any]:
     """One snapshot; logs go to @folder.
 
-    Returns seconds, freeze_s, downtime_ms, image_bytes and, for each window
-    (before, during and after the snapshot), what the guest has measured.
+    Returns seconds, freeze_s, downtime_ms, image_bytes, totals (what ours
+    traces at the end) and, for each window (before, during and after the
+    snapshot), what the guest has measured.
     """
     folder.mkdir(parents=True, exist_ok=True)
     image = env.LAB / 'bench-image'
     hardware = Hardware(vcpus=row.vcpus, ram_mb=row.ram_mb)
-    with VM(variant.binary, hardware, folder / 'guest') as vm:
+    trace = ['-trace', TOTALS] if variant.patched else []
+    with VM(variant.binary, hardware, folder / 'guest', *trace) as vm:
         vm.wait_boot()
         if row.buffer and variant.patched:
             vm.qmp.cmd('migrate-set-parameters',
@@ -48,10 +51,12 @@ def measure(row: Row, variant: Variant, folder: Path) -> Dict[str, Any]:
         windows = _parse(vm.console.lines(mark))
         image_bytes = image.stat().st_size
         image.unlink()
+        totals = ' '.join(vm.traced(TOTALS))
     return {
         'row': row.name, 'variant': variant.name, 'seconds': taken.seconds,
         'freeze_s': taken.freeze, 'downtime_ms': taken.info.get('downtime'),
         'image_bytes': image_bytes, 'windows': windows,
+        'totals': totals,
     }
 
 

@@ -68,6 +68,8 @@ def _row_table(row: Row, measurements: List[Measurement]) -> List[str]:
             + ' ms, image '
             + _span([m['image_bytes'] / 1e6 for m in own], '{:.0f}')
             + ' MB, p99.9 by round ' + _span(tails, '{:.3f}') + ' ms')
+        lines += [f'    round {m["round"]}: {m["totals"]}' for m in own
+                  if m['totals']]
     return lines + ['']
 
 
