@@ -1,0 +1,64 @@
+/*
+ * Handlers for faults on ranges of host memory
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ */
+#ifndef QEMU_MEMORY_FAULT_H
+#define QEMU_MEMORY_FAULT_H
+
+/**
+ * MemoryFaultFn: called in the thread whose access faulted, in signal context
+ *
+ * It may be called in any thread and under any lock that a thread may hold
+ * while it touches the range, so it must not allocate memory nor take such a
+ * lock.  It may wait, as a system call would.
+ *
+ * @host: the address that was accessed
+ * @opaque: from the MemoryFaultHandler
+ *
+ * Returns: true if the access can be tried again, false if the fault is not
+ * the handler's: then it goes on to whoever handled the signal before, or
+ * kills the process.
+ */
+typedef bool MemoryFaultFn(void *host, void *opaque);
+
+/**
+ * MemoryFaultHandler: one range of addresses and who handles faults on it
+ *
+ * Set by the caller before memory_fault_handler_add(); must stay in place and
+ * unchanged until memory_fault_handler_remove() has returned.
+ */
+typedef struct MemoryFaultHandler {
+    void *start;
+    size_t size;                /* bytes */
+    MemoryFaultFn *fn;
+    void *opaque;
+
+    /* private */
+    struct MemoryFaultHandler *next;
+} MemoryFaultHandler;
+
+/**
+ * memory_fault_handler_add: handle SIGSEGV on a range
+ *
+ * The first call installs QEMU's SIGSEGV handler, which stays for the rest of
+ * the process's life.  If ranges overlap, the handler added last is asked
+ * first.  Any thread; waits for no other.
+ *
+ * Returns: true, or false with @errp set if the signal cannot be handled
+ */
+bool memory_fault_handler_add(MemoryFaultHandler *h, Error **errp);
+
+/**
+ * memory_fault_handler_remove: handle no more faults on a range
+ *
+ * All accesses to the range must be allowed again by now.  Waits until no
+ * thread is in @h's function: wake those that wait there before.  A thread
+ * whose access was denied just before, and whose signal arrives only now,
+ * tries again and goes on.
+ */
+void memory_fault_handler_remove(MemoryFaultHandler *h);
+
+#endif

@@ -1,0 +1,75 @@
+/*
+ * Background snapshot: the sequence
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ */
+#ifndef MIGRATION_BACKGROUND_SNAPSHOT_H
+#define MIGRATION_BACKGROUND_SNAPSHOT_H
+
+#include "migration.h"
+#include "write-trap.h"
+
+/**
+ * background_snapshot_supported: can this VM be snapshot in the background?
+ *
+ * Main thread, with the BQL held.
+ *
+ * Returns: true, or false with @errp saying what is in the way
+ */
+bool background_snapshot_supported(Error **errp);
+
+/**
+ * background_snapshot_choose_trap: which write trap is right for this VM
+ *
+ * Returns: the trap, or NULL with @errp saying what is in the way
+ */
+const WriteTrapOps *background_snapshot_choose_trap(Error **errp);
+
+/**
+ * background_snapshot_thread: the migration thread of a background snapshot
+ *
+ * @opaque: the MigrationState, with a reference that the thread drops
+ */
+void *background_snapshot_thread(void *opaque);
+
+/**
+ * background_snapshot_channel: prepare the destination of a migration
+ *
+ * Returns: the channel to write to, with a new reference: @ioc itself unless
+ * this is to be a background snapshot that must be able to end @ioc's writes
+ */
+QIOChannel *background_snapshot_channel(QIOChannel *ioc);
+
+/**
+ * background_snapshot_save_ram: write pages to the stream
+ *
+ * Called for the RAM section in the middle of a migration, in its thread.
+ *
+ * Returns: 1 if all of RAM is saved, 0 if there is more, -errno on errors
+ */
+int background_snapshot_save_ram(QEMUFile *f);
+
+/* Returns: whether a background snapshot's traps are armed; its thread only */
+bool background_snapshot_active(void);
+
+/**
+ * background_snapshot_cancel: lift all traps at once
+ *
+ * Main thread.  Does nothing if no snapshot is active.
+ */
+void background_snapshot_cancel(void);
+
+/**
+ * background_snapshot_finish: tell how a snapshot ended
+ *
+ * Called by migration_cleanup() when the destination is closed, so that who
+ * hears of the end finds the image whole and can start the next one.  BQL held.
+ * Does nothing if the migration was no background snapshot.
+ *
+ * @ret: what closing the destination returned
+ */
+void background_snapshot_finish(MigrationState *s, int ret);
+
+#endif

@@ -1,0 +1,243 @@
+/*
+ * Page buffer: the bounded pool of page copies of a background snapshot
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ */
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/host-utils.h"
+#include "qemu/lockable.h"
+#include "qemu/thread.h"
+#include "page-buffer.h"
+
+struct PageBuffer {
+    /* Set at creation */
+    uint8_t *data;
+    PageBufferEntry *entries;
+    size_t slot_size;
+    size_t num_slots;
+
+    /* Protects all below.  Nobody touches guest RAM while holding it. */
+    QemuMutex lock;
+    /* Signalled when slots became free, and at stop */
+    QemuCond free_cond;
+    /* Signalled when slots are queued, when all slots are free, and at stop */
+    QemuCond queue_cond;
+    bool stopped;
+
+    /* Stack of free slots */
+    uint32_t *free;
+    size_t num_free;
+    size_t min_free;
+
+    /* Ring of queued slots, with a place for each */
+    uint32_t *ring;
+    size_t ring_head;
+    size_t num_queued;
+};
+
+PageBuffer *page_buffer_new(size_t size, size_t slot_size, Error **errp)
+{
+    PageBuffer *pb = g_new0(PageBuffer, 1);
+    size_t i;
+
+    pb->slot_size = slot_size;
+    pb->num_slots = size / slot_size;
+    assert(is_power_of_2(slot_size));
+    assert(pb->num_slots > 0 && pb->num_slots < UINT32_MAX);
+
+    pb->data = qemu_anon_ram_alloc(pb->num_slots * slot_size, NULL, false,
+                                   true);
+    pb->free = g_try_new(uint32_t, pb->num_slots);
+    pb->ring = g_try_new(uint32_t, pb->num_slots);
+    pb->entries = g_try_new(PageBufferEntry, pb->num_slots);
+    qemu_mutex_init(&pb->lock);
+    qemu_cond_init(&pb->free_cond);
+    qemu_cond_init(&pb->queue_cond);
+    if (!pb->data || !pb->free || !pb->ring || !pb->entries) {
+        error_setg(errp, "Cannot allocate a page buffer of %zu bytes", size);
+        page_buffer_free(pb);
+        return NULL;
+    }
+
+    /* Low slots are used first */
+    for (i = 0; i < pb->num_slots; i++) {
+        pb->free[i] = pb->num_slots - 1 - i;
+    }
+    pb->num_free = pb->min_free = pb->num_slots;
+    return pb;
+}
+
+void page_buffer_free(PageBuffer *pb)
+{
+    qemu_cond_destroy(&pb->queue_cond);
+    qemu_cond_destroy(&pb->free_cond);
+    qemu_mutex_destroy(&pb->lock);
+    g_free(pb->entries);
+    g_free(pb->ring);
+    g_free(pb->free);
+    qemu_anon_ram_free(pb->data, pb->num_slots * pb->slot_size);
+    g_free(pb);
+}
+
+PageBufferEntry *page_buffer_entry(PageBuffer *pb, uint32_t slot)
+{
+    return &pb->entries[slot];
+}
+
+void *page_buffer_data(PageBuffer *pb, uint32_t slot)
+{
+    return pb->data + slot * pb->slot_size;
+}
+
+static size_t page_buffer_pop_free(PageBuffer *pb, uint32_t *slots, size_t n)
+{
+    pb->num_free -= n;
+    pb->min_free = MIN(pb->min_free, pb->num_free);
+    memcpy(slots, pb->free + pb->num_free, n * sizeof(*slots));
+    return n;
+}
+
+static void page_buffer_push_free(PageBuffer *pb, uint32_t slot)
+{
+    pb->free[pb->num_free++] = slot;
+}
+
+/* To be called when slots were freed */
+static void page_buffer_signal_free(PageBuffer *pb)
+{
+    qemu_cond_broadcast(&pb->free_cond);
+    if (pb->num_free == pb->num_slots) {
+        qemu_cond_broadcast(&pb->queue_cond);
+    }
+}
+
+size_t page_buffer_take(PageBuffer *pb, uint32_t *slots, size_t min,
+                        size_t max, int timeout_ms, bool *waited)
+{
+    int64_t deadline = 0;
+    size_t reserve = pb->num_slots / 8;
+    size_t spare;
+    QEMU_LOCK_GUARD(&pb->lock);
+
+    assert(min > 0 && min <= max && min <= pb->num_slots);
+
+    while (pb->num_free < min && !pb->stopped) {
+        int64_t now = g_get_monotonic_time() / 1000;
+
+        if (!deadline) {
+            *waited = true;
+            deadline = now + timeout_ms;
+        }
+        if (now >= deadline) {
+            return 0;
+        }
+        qemu_cond_timedwait(&pb->free_cond, &pb->lock, deadline - now);
+    }
+    if (pb->stopped) {
+        return 0;
+    }
+
+    spare = pb->num_free > reserve ? pb->num_free - reserve : 0;
+    return page_buffer_pop_free(pb, slots, MAX(min, MIN(max, spare)));
+}
+
+size_t page_buffer_try_take(PageBuffer *pb, uint32_t *slots, size_t min,
+                            size_t max)
+{
+    size_t reserve = pb->num_slots / 2;
+    size_t spare;
+    QEMU_LOCK_GUARD(&pb->lock);
+
+    assert(min > 0 && min <= max && min <= pb->num_slots);
+
+    spare = pb->num_free > reserve ? pb->num_free - reserve : 0;
+    if (pb->num_free == pb->num_slots) {
+        spare = MAX(spare, min);
+    }
+    if (pb->stopped || spare < min) {
+        return 0;
+    }
+    return page_buffer_pop_free(pb, slots, MIN(max, spare));
+}
+
+void page_buffer_give(PageBuffer *pb, const uint32_t *slots, size_t n)
+{
+    size_t i;
+    QEMU_LOCK_GUARD(&pb->lock);
+
+    assert(pb->num_free + pb->num_queued + n <= pb->num_slots);
+    for (i = 0; i < n; i++) {
+        page_buffer_push_free(pb, slots[i]);
+    }
+    page_buffer_signal_free(pb);
+}
+
+void page_buffer_queue(PageBuffer *pb, const uint32_t *slots, size_t n)
+{
+    size_t i;
+    QEMU_LOCK_GUARD(&pb->lock);
+
+    assert(pb->num_free + pb->num_queued + n <= pb->num_slots);
+    if (pb->stopped) {
+        for (i = 0; i < n; i++) {
+            page_buffer_push_free(pb, slots[i]);
+        }
+        page_buffer_signal_free(pb);
+        return;
+    }
+
+    for (i = 0; i < n; i++) {
+        size_t tail = (pb->ring_head + pb->num_queued) % pb->num_slots;
+
+        pb->ring[tail] = slots[i];
+        pb->num_queued++;
+    }
+    qemu_cond_signal(&pb->queue_cond);
+}
+
+size_t page_buffer_dequeue(PageBuffer *pb, uint32_t *slots, size_t max,
+                           bool wait)
+{
+    size_t i, n;
+    QEMU_LOCK_GUARD(&pb->lock);
+
+    while (wait && !pb->stopped && !pb->num_queued &&
+           pb->num_free < pb->num_slots) {
+        qemu_cond_wait(&pb->queue_cond, &pb->lock);
+    }
+    if (pb->stopped) {
+        return 0;
+    }
+
+    n = MIN(max, pb->num_queued);
+    for (i = 0; i < n; i++) {
+        slots[i] = pb->ring[pb->ring_head];
+        pb->ring_head = (pb->ring_head + 1) % pb->num_slots;
+    }
+    pb->num_queued -= n;
+    return n;
+}
+
+void page_buffer_stop(PageBuffer *pb)
+{
+    QEMU_LOCK_GUARD(&pb->lock);
+
+    pb->stopped = true;
+    qemu_cond_broadcast(&pb->free_cond);
+    qemu_cond_broadcast(&pb->queue_cond);
+}
+
+size_t page_buffer_num_slots(PageBuffer *pb)
+{
+    return pb->num_slots;
+}
+
+size_t page_buffer_peak(PageBuffer *pb)
+{
+    QEMU_LOCK_GUARD(&pb->lock);
+
+    return pb->num_slots - pb->min_free;
+}

@@ -1,0 +1,115 @@
+/*
+ * Page buffer: the bounded pool of page copies of a background snapshot
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ *
+ * A slot goes round: producers take it, fill it and queue it; a consumer
+ * dequeues it, writes it out and gives it back.  All memory is allocated by
+ * page_buffer_new(), so producers may be signal handlers.
+ *
+ * All functions may be called by any number of threads at a time, except
+ * page_buffer_new() and page_buffer_free().
+ */
+#ifndef MIGRATION_PAGE_BUFFER_H
+#define MIGRATION_PAGE_BUFFER_H
+
+typedef struct PageBuffer PageBuffer;
+
+/* What a slot holds; written by who has taken or dequeued the slot */
+typedef struct PageBufferEntry {
+    /* Whose page it is and where; means nothing to the buffer */
+    void *owner;
+    uint64_t offset;
+    /* The page is all zeroes, and the slot's data was not filled */
+    bool zero;
+} PageBufferEntry;
+
+/**
+ * page_buffer_new: create a page buffer
+ *
+ * The host's memory is taken only as slots are filled, and slots that were
+ * used before are used first.
+ *
+ * @size: bytes; at least one slot, fewer than 2^32 slots
+ * @slot_size: bytes of a page, a power of two
+ *
+ * Returns: the buffer, or NULL with @errp set
+ */
+PageBuffer *page_buffer_new(size_t size, size_t slot_size, Error **errp);
+
+/* Nobody may use the buffer any more */
+void page_buffer_free(PageBuffer *pb);
+
+/**
+ * page_buffer_take: take slots, wait for the first ones
+ *
+ * More than @min slots are given only while an eighth of the buffer is left.
+ *
+ * @slots: filled with the slots taken
+ * @min: number of slots to wait for, at least one
+ * @max: greatest number of slots of use
+ * @timeout_ms: how long to wait
+ * @waited: set to true if it had to wait, else unchanged
+ *
+ * Returns: the number of slots taken; 0 if page_buffer_stop() was called, or
+ * if the time ran out
+ */
+size_t page_buffer_take(PageBuffer *pb, uint32_t *slots, size_t min,
+                        size_t max, int timeout_ms, bool *waited);
+
+/**
+ * page_buffer_try_take: take slots if half of the buffer is left
+ *
+ * For the scanner, which leaves room for those who cannot wait.  A buffer with
+ * nothing in it gives @min slots in any case.
+ *
+ * Returns: the number of slots taken, at least @min and at most @max; 0 if
+ * there is not enough room or page_buffer_stop() was called
+ */
+size_t page_buffer_try_take(PageBuffer *pb, uint32_t *slots, size_t min,
+                            size_t max);
+
+/**
+ * page_buffer_give: give slots back: unused, or written out
+ */
+void page_buffer_give(PageBuffer *pb, const uint32_t *slots, size_t n);
+
+/* Returns: what a slot holds, for the caller who has taken or dequeued it */
+PageBufferEntry *page_buffer_entry(PageBuffer *pb, uint32_t slot);
+
+/* Returns: the page's memory of a slot, likewise */
+void *page_buffer_data(PageBuffer *pb, uint32_t slot);
+
+/**
+ * page_buffer_queue: queue filled slots for a consumer, in order
+ *
+ * After page_buffer_stop(), the slots are given back instead.
+ */
+void page_buffer_queue(PageBuffer *pb, const uint32_t *slots, size_t n);
+
+/**
+ * page_buffer_dequeue: take queued slots out, the oldest first
+ *
+ * @slots: filled with up to @max slots
+ * @wait: if nothing is queued, wait as long as a slot is out that may be
+ *        queued
+ *
+ * Returns: the number of slots; 0 if nothing is queued and, with @wait, all
+ * slots are free; 0 after page_buffer_stop()
+ */
+size_t page_buffer_dequeue(PageBuffer *pb, uint32_t *slots, size_t max,
+                           bool wait);
+
+/**
+ * page_buffer_stop: wake everybody who waits; nobody waits from now on
+ */
+void page_buffer_stop(PageBuffer *pb);
+
+size_t page_buffer_num_slots(PageBuffer *pb);
+
+/* Returns: the greatest number of slots that were in use at a time */
+size_t page_buffer_peak(PageBuffer *pb);
+
+#endif

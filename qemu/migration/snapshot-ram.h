@@ -1,0 +1,106 @@
+/*
+ * The RAM of a background snapshot: block table, claims and the one door
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ *
+ * Every page leaves guest RAM the same way: it is claimed by exactly one
+ * thread, copied into the page buffer, released from its write trap, and
+ * queued for who writes the stream.  A writer's thread does that for the page
+ * that it is about to write, the scanner for the pages that nobody has written.
+ */
+#ifndef MIGRATION_SNAPSHOT_RAM_H
+#define MIGRATION_SNAPSHOT_RAM_H
+
+#include "page-buffer.h"
+#include "write-trap.h"
+
+typedef struct SnapshotRAM SnapshotRAM;
+
+typedef struct SnapshotRAMStats {
+    uint64_t faults;            /* writes that were stopped */
+    uint64_t waits;             /* writes that waited for room in the buffer */
+    uint64_t fault_pages;       /* pages copied for a write */
+    uint64_t scan_pages;        /* pages copied by the scanner */
+    uint64_t zero_pages;        /* of both, those that were all zeroes */
+} SnapshotRAMStats;
+
+/**
+ * snapshot_ram_new: create an empty table
+ *
+ * @buffer: where copies go; its slots hold @page_size bytes
+ * @page_size: bytes, a power of two
+ * @detect_zero: whether to look for pages that are all zeroes
+ * @stall_limit_ms: how long a write may wait for room in @buffer.  The
+ *                  snapshot fails rather than let it wait longer.
+ */
+SnapshotRAM *snapshot_ram_new(PageBuffer *buffer, size_t page_size,
+                              bool detect_zero, int stall_limit_ms);
+
+/**
+ * snapshot_ram_add_block: add a block, before snapshot_ram_arm()
+ *
+ * @owner: stands in the queued entries of the block's pages
+ * @host: start of the block's memory
+ * @size: bytes, a multiple of the page size
+ * @host_page_size: in what pieces the host can protect the block's memory
+ * @writable: false if the host lets nobody write to it, so that it needs no
+ *            trap
+ * @save: a bit for each page: whether it is part of the image.  Must stay
+ *        until snapshot_ram_free().
+ *
+ * Returns: true, or false with @errp set if the buffer is too small for this
+ * block
+ */
+bool snapshot_ram_add_block(SnapshotRAM *s, void *owner, void *host,
+                            size_t size, size_t host_page_size, bool writable,
+                            const unsigned long *save, Error **errp);
+
+/**
+ * snapshot_ram_arm: stop writes from now on
+ *
+ * The memory's contents at this moment will be the image's.  Nothing must
+ * write to it meanwhile.
+ *
+ * Returns: true, or false with @errp set; then nothing is armed
+ */
+bool snapshot_ram_arm(SnapshotRAM *s, const WriteTrapOps *trap, Error **errp);
+
+/**
+ * snapshot_ram_release: let a range be written, after saving what it held
+ *
+ * For writers that no trap can stop, such as system calls.  Any thread.
+ * Ranges that are not in the table are passed over.
+ */
+void snapshot_ram_release(SnapshotRAM *s, void *host, size_t size);
+
+/**
+ * snapshot_ram_scan: save a run of pages that nobody has written yet
+ *
+ * One thread at a time.  Never waits.
+ *
+ * Returns: true if a run was queued; false if all pages are claimed or there
+ * is no room in the buffer
+ */
+bool snapshot_ram_scan(SnapshotRAM *s);
+
+/* Returns: whether the scanner has seen all pages; in the scanner's thread */
+bool snapshot_ram_scan_done(SnapshotRAM *s);
+
+/**
+ * snapshot_ram_stop: lift all traps and wake all who wait
+ *
+ * Pages that were not saved are lost.  Any thread, any number of times.
+ */
+void snapshot_ram_stop(SnapshotRAM *s);
+
+/* Returns: why the snapshot has stopped by itself, or NULL if it has not */
+const char *snapshot_ram_failure(SnapshotRAM *s);
+
+void snapshot_ram_get_stats(SnapshotRAM *s, SnapshotRAMStats *stats);
+
+/* After snapshot_ram_stop(); nobody may use the table any more */
+void snapshot_ram_free(SnapshotRAM *s);
+
+#endif
