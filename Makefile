@@ -47,9 +47,11 @@ check: setup		## all tests; the last line sums them up
 	@tools/check
 
 demo: all stock		## snapshot a guest with a database, restore it unmodified
+	@lab/setup
 	@lab/demo
 
 bench: all stock	## measure side by side with unmodified QEMU
+	@lab/setup
 	@bench/run
 
 clean:			## remove $(BUILD), unless it holds unsaved commits

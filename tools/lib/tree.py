@@ -8,6 +8,7 @@ commit for each patch on top of it.  What the tools made last is recorded in
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,12 @@ class Refused(Exception):
 
 
 def main(function):
-    """Run a tool's main function; a refusal is an error message, not a trace."""
+    """Run a tool's main function.
+
+    A refusal is an error message, not a trace; SIGTERM unwinds, so that
+    temporary files and started programs go away.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         function()
     except Refused as e:
