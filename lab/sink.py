@@ -33,23 +33,27 @@ class FileSink:
 
 
 class ExecSink:
-    """A shell command's standard input; @path is the image it makes."""
+    """A shell command's standard input.
+
+    Without @command, one that makes the image under a temporary name and
+    renames it when the stream has ended.
+    """
 
     def __init__(self, path: Path, command: Optional[str] = None):
         self.path = path
-        self.command = command or f'cat > {shlex.quote(str(path))}'
+        name = shlex.quote(str(path))
+        self.command = command or f'cat > {name}.part && mv {name}.part {name}'
 
     def uri(self, _vm: VM) -> str:
         return f'exec:{self.command}'
 
     def finish(self, timeout: float = 60) -> Path:
         """Wait until the command has written all that QEMU sent."""
-        size, deadline = -1, time.monotonic() + timeout
-        while size != self.path.stat().st_size:
+        deadline = time.monotonic() + timeout
+        while not self.path.exists():
             if time.monotonic() > deadline:
-                raise TimeoutError(f'{self.path} still grows')
-            size = self.path.stat().st_size
-            time.sleep(0.2)
+                raise TimeoutError(f'"{self.command}" has made no {self.path}')
+            time.sleep(0.05)
         return self.path
 
 

@@ -120,8 +120,6 @@ def restore(image: Path, hardware: Hardware, log: Path,
             vm.assert_alive()
             raise SnapshotFailed(f'restoring {image.name}: {problem}'
                                  ) from problem
-        if vm.status() == 'paused':
-            vm.qmp.cmd('cont')
         if vm.status() != 'running':
             raise SnapshotFailed(f'restored VM is {vm.status()}')
     except BaseException:

@@ -29,7 +29,7 @@
 
 #define BATCH 64u
 #define SLOTS 32u
-#define TICKET_PATIENCE_NS 5000000000ull
+#define TICKET_PATIENCE_NS 10000000000ull
 #define STATIC_OWNER 0x80u
 #define MAX_THREADS 64u
 
