@@ -10,6 +10,7 @@ from lab import env, snapshot
 from lab.sink import FileSink, PipeSink
 from lab.vm import VM, Hardware
 
+from .cpu import OtherLoad
 from .rows import Row, Variant
 
 WINDOWS = ('before', 'during', 'after')
@@ -22,8 +23,8 @@ def measure(row: Row, variant: Variant, folder: Path) -> Dict[str, Any]:
     """One snapshot; logs go to @folder.
 
     Returns seconds, freeze_s, downtime_ms, image_bytes, totals (what ours
-    traces at the end) and, for each window (before, during and after the
-    snapshot), what the guest has measured.
+    traces at the end), other_cpus (see OtherLoad) and, for each window
+    (before, during and after the snapshot), what the guest has measured.
     """
     folder.mkdir(parents=True, exist_ok=True)
     image = env.LAB / 'bench-image'
@@ -41,7 +42,9 @@ def measure(row: Row, variant: Variant, folder: Path) -> Dict[str, Any]:
         sink = (PipeSink(image, row.sink_mb_s) if row.sink_mb_s
                 else FileSink(image))
         # Both stop the VM themselves for the device state and resume it.
+        others = OtherLoad(vm.process.pid)
         taken = snapshot.take(vm, sink, stop=False, timeout=300)
+        other_cpus = others.cpus()
         _next_window(vm, 2)
         sink.finish()
         time.sleep(QUIET_S)
@@ -56,7 +59,7 @@ def measure(row: Row, variant: Variant, folder: Path) -> Dict[str, Any]:
         'row': row.name, 'variant': variant.name, 'seconds': taken.seconds,
         'freeze_s': taken.freeze, 'downtime_ms': taken.info.get('downtime'),
         'image_bytes': image_bytes, 'windows': windows,
-        'totals': totals,
+        'totals': totals, 'other_cpus': other_cpus,
     }
 
 

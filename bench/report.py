@@ -67,7 +67,9 @@ def _row_table(row: Row, measurements: List[Measurement]) -> List[str]:
             + _span([m['freeze_s'] * 1e3 for m in own], '{:.1f}')
             + ' ms, image '
             + _span([m['image_bytes'] / 1e6 for m in own], '{:.0f}')
-            + ' MB, p99.9 by round ' + _span(tails, '{:.3f}') + ' ms')
+            + ' MB, p99.9 by round ' + _span(tails, '{:.3f}') + ' ms,'
+            ' other processes took ' + _span([m['other_cpus'] for m in own],
+                                             '{:.2f}') + ' CPUs')
         lines += [f'    round {m["round"]}: {m["totals"]}' for m in own
                   if m['totals']]
     return lines + ['']
