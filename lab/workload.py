@@ -72,7 +72,8 @@ class DiskCheck:
         """Let it read and write enough to have gone through its ring."""
         mark = vm.console.mark()
         now = vm.console.wait(r'^disk ios=(\d+) ok', mark, ROUND_TIMEOUT)
-        _reach(vm, r'^disk ios=(\d+) ok', int(now.group(1)) + self.ring_mb * 60)
+        _reach(vm, r'^disk ios=(\d+) ok',
+               int(now.group(1)) + self.ring_mb * 60)
 
 
 def _reach(vm: VM, pattern: str, goal: int) -> None:
