@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include "qapi/error.h"
 #include "qemu/cutils.h"
+#include "qemu/madvise.h"
 #include "qemu/memory-fault.h"
 #include "write-trap.h"
 
@@ -82,6 +83,14 @@ static WriteTrap *mprotect_trap_new(void *start, size_t size,
 static bool mprotect_trap_arm(WriteTrap *trap, void *host, size_t size,
                               Error **errp)
 {
+    /*
+     * Linux merges mappings only if they share their anon_vma, which memory
+     * that nobody has written yet does not have: each island would get one of
+     * its own.  With one page in use, all pieces share that page's.  Where
+     * this fails, there are just more mappings than need be.
+     */
+    qemu_madvise(host, qemu_real_host_page_size(), QEMU_MADV_POPULATE_WRITE);
+
     if (mprotect(host, size, PROT_READ) < 0) {
         error_setg_errno(errp, errno, "Cannot write-protect %zu bytes", size);
         return false;

@@ -158,6 +158,13 @@ static void child_fine(void)
     add_other_handler();
 }
 
+static void handle_segv(void (*handler)(int))
+{
+    struct sigaction action = { .sa_handler = handler };
+
+    g_assert_cmpint(sigaction(SIGSEGV, &action, NULL), ==, 0);
+}
+
 static void test_kill(void)
 {
     if (!g_test_subprocess()) {
@@ -166,7 +173,7 @@ static void test_kill(void)
         return;
     }
     /* Sanitizers have a handler of their own, which does not kill */
-    signal(SIGSEGV, SIG_DFL);
+    handle_segv(SIG_DFL);
     g_assert_cmpint(killed_by(child_fine), ==, 0);
     g_assert_cmpint(killed_by(child_write), ==, SIGSEGV);
     g_assert_cmpint(killed_by(child_write_thread), ==, SIGSEGV);
@@ -184,7 +191,7 @@ static void test_ignored(void)
         g_test_trap_assert_passed();
         return;
     }
-    signal(SIGSEGV, SIG_IGN);
+    handle_segv(SIG_IGN);
     g_assert_cmpint(killed_by(child_raise), ==, 0);
     g_assert_cmpint(killed_by(child_kill), ==, 0);
     g_assert_cmpint(killed_by(child_write), ==, SIGSEGV);
@@ -258,7 +265,7 @@ static void test_chain_handler(void)
         g_test_trap_assert_passed();
         return;
     }
-    signal(SIGSEGV, previous_handler);
+    handle_segv(previous_handler);
     add_other_handler();
     previous.host = map_page();
     write_byte(previous.host);

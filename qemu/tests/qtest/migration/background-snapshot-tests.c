@@ -25,7 +25,7 @@
 #include "qemu/units.h"
 #include "qobject/qdict.h"
 
-/* A page buffer for all that the guest writes to, and one for next to nothing */
+/* Page buffers for all that the guest writes to, and for next to nothing */
 #define LARGE_BUFFER (128 * MiB)
 #define SMALL_BUFFER (1 * MiB)
 
@@ -80,14 +80,11 @@ static void wait_for_sweeps(QTestState *who, int n)
 static bool start(QTestState **from, QTestState **to, const char *opts_source,
                   const char *opts_target)
 {
-    /* Some firmware waits half a minute for the empty default CD-ROM drive */
-    g_autofree char *source = g_strdup_printf("-nodefaults %s", opts_source);
-    g_autofree char *target = g_strdup_printf("-nodefaults %s", opts_target);
     MigrateStart args = {
         .only_tcg = true,
         .hide_stderr = true,
-        .opts_source = source,
-        .opts_target = target,
+        .opts_source = opts_source,
+        .opts_target = opts_target,
     };
 
     if (!migration_get_env()->has_tcg) {
@@ -105,7 +102,7 @@ static bool start(QTestState **from, QTestState **to, const char *opts_source,
 /* Start a source that writes, and a target that stays paused when restored */
 static bool start_running(QTestState **from, QTestState **to)
 {
-    if (!start(from, to, "", "-S")) {
+    if (!start(from, to, NULL, "-S")) {
         return false;
     }
     wait_for_sweeps(*from, 1);
@@ -300,7 +297,7 @@ static void test_paused_autostart(void)
 {
     QTestState *from, *to;
 
-    if (!start(&from, &to, "", "")) {
+    if (!start(&from, &to, NULL, NULL)) {
         return;
     }
     wait_for_sweeps(from, 1);
@@ -428,7 +425,23 @@ static void test_quit_pipe(void)
     test_quit_common(true);
 }
 
-static void test_cancel_common(bool is_pipe)
+/* The destination at @uri takes nothing, not even the cancelling */
+static void cancel_and_retry(QTestState *from, QTestState *to, const char *uri)
+{
+    const char *ungoals[] = { "completed", "failed", NULL };
+
+    set_buffer_size(from, SMALL_BUFFER);
+    begin(from, uri);
+    migrate_cancel(from);
+    wait_for_sweeps(from, 5);
+    wait_for_migration_status(from, "cancelled", ungoals);
+
+    migrate_qmp(from, to, image_uri, NULL, "{}");
+    wait_for_migration_complete(from);
+    restore_and_finish(from, to);
+}
+
+static void test_cancel_sink(bool is_pipe)
 {
     QTestState *from, *to;
     int sink;
@@ -436,37 +449,29 @@ static void test_cancel_common(bool is_pipe)
     if (!start_running(&from, &to)) {
         return;
     }
-    set_buffer_size(from, SMALL_BUFFER);
     sink = open_sink(from, is_pipe);
-    begin(from, "fd:sink");
-    migrate_cancel(from);
-
-    /* The destination still takes nothing, yet the guest goes on */
-    wait_for_sweeps(from, 5);
-    if (is_pipe) {
-        wait_for_migration_status(from, "cancelling", (const char *[]) {
-            "cancelled", "completed", "failed", NULL });
-        close(sink);
-    }
-    wait_for_migration_status(from, "cancelled", (const char *[]) {
-        "completed", "failed", NULL });
-    if (!is_pipe) {
-        close(sink);
-    }
-
-    migrate_qmp(from, to, image_uri, NULL, "{}");
-    wait_for_migration_complete(from);
-    restore_and_finish(from, to);
+    cancel_and_retry(from, to, "fd:sink");
+    close(sink);
 }
 
 static void test_cancel_socket(void)
 {
-    test_cancel_common(false);
+    test_cancel_sink(false);
 }
 
 static void test_cancel_pipe(void)
 {
-    test_cancel_common(true);
+    test_cancel_sink(true);
+}
+
+static void test_cancel_command(void)
+{
+    QTestState *from, *to;
+
+    if (!start_running(&from, &to)) {
+        return;
+    }
+    cancel_and_retry(from, to, "exec:exec sleep 600");
 }
 
 /* Destinations that break: when they are opened, and somewhere in RAM */
@@ -524,7 +529,7 @@ static void test_capabilities(void)
     QTestState *from, *to;
     size_t i, j;
 
-    if (!start(&from, &to, "", "")) {
+    if (!start(&from, &to, NULL, NULL)) {
         return;
     }
     for (i = 0; i < ARRAY_SIZE(others); i++) {
@@ -616,27 +621,29 @@ void migration_test_add_background_snapshot(MigrationTestEnv *env)
     image_uri = g_strdup_printf("file:%s", image);
 
     migration_test_add("/migration/background-snapshot/moment", test_moment);
-    migration_test_add("/migration/background-snapshot/moment/small-buffer",
+    migration_test_add("/migration/background-snapshot/moment-small-buffer",
                        test_moment_small_buffer);
     migration_test_add("/migration/background-snapshot/repeated",
                        test_repeated);
     migration_test_add("/migration/background-snapshot/paused", test_paused);
-    migration_test_add("/migration/background-snapshot/paused/autostart",
+    migration_test_add("/migration/background-snapshot/paused-autostart",
                        test_paused_autostart);
     migration_test_add("/migration/background-snapshot/prelaunch",
                        test_prelaunch);
     migration_test_add("/migration/background-snapshot/stop", test_stop);
-    migration_test_add("/migration/background-snapshot/stop/cont",
+    migration_test_add("/migration/background-snapshot/stop-cont",
                        test_stop_cont);
     migration_test_add("/migration/background-snapshot/reset", test_reset);
-    migration_test_add("/migration/background-snapshot/quit/socket",
+    migration_test_add("/migration/background-snapshot/quit-socket",
                        test_quit_socket);
-    migration_test_add("/migration/background-snapshot/quit/pipe",
+    migration_test_add("/migration/background-snapshot/quit-pipe",
                        test_quit_pipe);
-    migration_test_add("/migration/background-snapshot/cancel/socket",
+    migration_test_add("/migration/background-snapshot/cancel-socket",
                        test_cancel_socket);
-    migration_test_add("/migration/background-snapshot/cancel/pipe",
+    migration_test_add("/migration/background-snapshot/cancel-pipe",
                        test_cancel_pipe);
+    migration_test_add("/migration/background-snapshot/cancel-command",
+                       test_cancel_command);
     migration_test_add("/migration/background-snapshot/fail", test_fail);
     migration_test_add("/migration/background-snapshot/second", test_second);
     migration_test_add("/migration/background-snapshot/capabilities",

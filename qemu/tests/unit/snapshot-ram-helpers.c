@@ -1,0 +1,160 @@
+/*
+ * RAM that unit tests take a snapshot of
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ */
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/bitmap.h"
+#include "qemu/cutils.h"
+#include "snapshot-ram-helpers.h"
+
+uint8_t *test_map(size_t num_pages)
+{
+    uint8_t *host = qemu_anon_ram_alloc(num_pages * PAGE_SIZE, NULL, false,
+                                        true);
+    size_t i, j;
+
+    g_assert_nonnull(host);
+    for (i = 0; i < num_pages; i++) {
+        uint64_t *words = (uint64_t *)(host + i * PAGE_SIZE);
+
+        for (j = 0; j < PAGE_SIZE / sizeof(*words) && i % 5; j++) {
+            words[j] = i * PAGE_SIZE + j + 1;
+        }
+    }
+    return host;
+}
+
+void test_unmap(uint8_t *host, size_t num_pages)
+{
+    qemu_anon_ram_free(host, num_pages * PAGE_SIZE);
+}
+
+TestRAM *test_ram_new(size_t num_slots, bool detect_zero, int stall_limit_ms)
+{
+    TestRAM *t = g_new0(TestRAM, 1);
+
+    t->buffer = page_buffer_new(num_slots * PAGE_SIZE, PAGE_SIZE,
+                                &error_abort);
+    t->ram = snapshot_ram_new(t->buffer, PAGE_SIZE, detect_zero,
+                              stall_limit_ms);
+    return t;
+}
+
+TestBlock *test_ram_add(TestRAM *t, uint8_t *host, size_t num_pages,
+                        size_t host_page_size, bool writable)
+{
+    TestBlock *b = g_new0(TestBlock, 1);
+
+    b->host = host;
+    b->num_pages = num_pages;
+    b->save = bitmap_new(num_pages);
+    bitmap_set(b->save, 0, num_pages);
+    b->seen = g_new0(uint8_t, num_pages);
+    g_assert_cmpuint(t->num_blocks, <, ARRAY_SIZE(t->blocks));
+    t->blocks[t->num_blocks++] = b;
+    snapshot_ram_add_block(t->ram, b, host, num_pages * PAGE_SIZE,
+                           host_page_size, writable, b->save, &error_abort);
+    return b;
+}
+
+void test_ram_arm(TestRAM *t, const WriteTrapOps *trap)
+{
+    size_t i;
+
+    for (i = 0; i < t->num_blocks; i++) {
+        TestBlock *b = t->blocks[i];
+
+        b->expected = g_memdup2(b->host, b->num_pages * PAGE_SIZE);
+    }
+    snapshot_ram_arm(t->ram, trap, &error_abort);
+}
+
+size_t test_ram_drain(TestRAM *t, bool wait)
+{
+    uint32_t slots[64];
+    size_t n = page_buffer_dequeue(t->buffer, slots, ARRAY_SIZE(slots), wait);
+    size_t i;
+
+    for (i = 0; i < n; i++) {
+        PageBufferEntry *entry = page_buffer_entry(t->buffer, slots[i]);
+        TestBlock *b = entry->owner;
+        size_t page = entry->offset / PAGE_SIZE;
+        uint8_t *expected = b->expected + entry->offset;
+
+        g_assert_cmpuint(entry->offset % PAGE_SIZE, ==, 0);
+        g_assert_cmpuint(page, <, b->num_pages);
+        g_assert_true(test_bit(page, b->save));
+        g_assert_cmpuint(b->seen[page]++, ==, 0);
+        if (entry->zero) {
+            g_assert_true(buffer_is_zero(expected, PAGE_SIZE));
+            t->saved_zero++;
+        } else {
+            g_assert_cmpint(memcmp(page_buffer_data(t->buffer, slots[i]),
+                                   expected, PAGE_SIZE), ==, 0);
+        }
+    }
+    page_buffer_give(t->buffer, slots, n);
+    t->saved += n;
+    return n;
+}
+
+void test_ram_save(TestRAM *t, int pause_us)
+{
+    size_t n;
+
+    do {
+        n = test_ram_drain(t, false);
+        if (!n) {
+            if (snapshot_ram_scan(t->ram)) {
+                n = 1;
+                continue;
+            }
+            n = test_ram_drain(t, true);
+        }
+        if (n && pause_us) {
+            g_usleep(pause_us);
+        }
+        g_assert_null(snapshot_ram_failure(t->ram));
+    } while (n || !snapshot_ram_scan_done(t->ram));
+}
+
+void test_ram_check(TestRAM *t)
+{
+    size_t i, page;
+
+    for (i = 0; i < t->num_blocks; i++) {
+        TestBlock *b = t->blocks[i];
+
+        for (page = 0; page < b->num_pages; page++) {
+            g_assert_cmpuint(b->seen[page], ==, test_bit(page, b->save));
+        }
+    }
+}
+
+void test_ram_free(TestRAM *t)
+{
+    size_t i;
+
+    snapshot_ram_stop(t->ram);
+    snapshot_ram_free(t->ram);
+    page_buffer_free(t->buffer);
+    for (i = 0; i < t->num_blocks; i++) {
+        g_free(t->blocks[i]->save);
+        g_free(t->blocks[i]->expected);
+        g_free(t->blocks[i]->seen);
+        g_free(t->blocks[i]);
+    }
+    g_free(t);
+}
+
+SnapshotRAMStats test_ram_stats(TestRAM *t)
+{
+    SnapshotRAMStats stats;
+
+    snapshot_ram_get_stats(t->ram, &stats);
+    return stats;
+}

@@ -1,0 +1,72 @@
+/*
+ * RAM that unit tests take a snapshot of
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ */
+#ifndef TESTS_SNAPSHOT_RAM_HELPERS_H
+#define TESTS_SNAPSHOT_RAM_HELPERS_H
+
+#include "../migration/snapshot-ram.h"
+
+#define PAGE_SIZE 4096
+
+typedef struct TestBlock {
+    uint8_t *host;
+    size_t num_pages;
+    /* Which pages are to be saved; all, if the test does not clear any */
+    unsigned long *save;
+    /* What the image must hold: the memory as it was when it was armed */
+    uint8_t *expected;
+    /* How often each page came out */
+    uint8_t *seen;
+} TestBlock;
+
+typedef struct TestRAM {
+    PageBuffer *buffer;
+    SnapshotRAM *ram;
+    TestBlock *blocks[8];
+    size_t num_blocks;
+    /* Pages that came out so far */
+    size_t saved;
+    size_t saved_zero;
+} TestRAM;
+
+/**
+ * test_map: memory for blocks, aligned to 2 MiB
+ *
+ * Each page holds its own data; each fifth one is all zeroes.
+ */
+uint8_t *test_map(size_t num_pages);
+void test_unmap(uint8_t *host, size_t num_pages);
+
+/* Returns: an empty table, with a buffer of so many pages */
+TestRAM *test_ram_new(size_t num_slots, bool detect_zero, int stall_limit_ms);
+
+/* Returns: a block of @num_pages that has been added to the table */
+TestBlock *test_ram_add(TestRAM *t, uint8_t *host, size_t num_pages,
+                        size_t host_page_size, bool writable);
+
+/* Copy what the blocks hold, and arm them */
+void test_ram_arm(TestRAM *t, const WriteTrapOps *trap);
+
+/**
+ * test_ram_drain: take pages out of the buffer and check them
+ *
+ * Returns: how many; 0 like page_buffer_dequeue()
+ */
+size_t test_ram_drain(TestRAM *t, bool wait);
+
+/* Scan and drain until all is saved; @pause_us after each few pages */
+void test_ram_save(TestRAM *t, int pause_us);
+
+/* Assert that each page that is to be saved came out once */
+void test_ram_check(TestRAM *t);
+
+/* Lift the traps and free all but the memory */
+void test_ram_free(TestRAM *t);
+
+SnapshotRAMStats test_ram_stats(TestRAM *t);
+
+#endif

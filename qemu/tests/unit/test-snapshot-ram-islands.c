@@ -1,0 +1,349 @@
+/*
+ * Unit tests for the RAM of a background snapshot: how many islands it makes
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ *
+ * A range that is released amid armed ones is an island.  The host bears so
+ * many of them: mprotect() makes mappings of them, which are limited.
+ */
+#include "qemu/osdep.h"
+#ifdef CONFIG_LINUX
+#include <sys/mman.h>
+#endif
+#include "qapi/error.h"
+#include "qemu/atomic.h"
+#include "qemu/bitmap.h"
+#include "qemu/cutils.h"
+#include "qemu/thread.h"
+#include "qemu/units.h"
+#include "fake-write-trap.h"
+#include "snapshot-ram-helpers.h"
+
+#define LONG_MS 60000
+
+/* What one thread saves at a time, at most */
+#define MAX_PAGES 512
+
+#define NUM_PAGES 4096
+
+static void drain_all(TestRAM *t)
+{
+    while (test_ram_drain(t, false)) {
+        ;
+    }
+}
+
+static void write_page(TestBlock *b, size_t page)
+{
+    g_assert_true(fake_write(b->host + page * PAGE_SIZE));
+}
+
+/* Assert that just these pages have been released since the last time */
+static void assert_released(TestBlock *b, unsigned long *released,
+                            size_t first, size_t end)
+{
+    size_t page;
+
+    bitmap_set(released, first, end - first);
+    for (page = 0; page < b->num_pages; page++) {
+        g_assert_cmpint(fake_armed(b->host + page * PAGE_SIZE), ==,
+                        !test_bit(page, released));
+    }
+}
+
+static void test_windows(void)
+{
+    g_autofree unsigned long *released = bitmap_new(NUM_PAGES);
+    g_autofree unsigned long *none = bitmap_new(100);
+    uint8_t *host = test_map(NUM_PAGES + 200);
+    TestRAM *t = test_ram_new(2 * NUM_PAGES, true, LONG_MS);
+    TestBlock *b = test_ram_add(t, host, NUM_PAGES, PAGE_SIZE, true);
+    TestBlock *other = test_ram_add(t, host + (NUM_PAGES + 100) * PAGE_SIZE,
+                                    100, PAGE_SIZE, true);
+    size_t page;
+    int releases;
+
+    fake_trap.max_islands = 2;
+    test_ram_arm(t, &fake_trap_ops);
+    write_page(b, 100);
+    assert_released(b, released, 96, 112);
+    write_page(b, 3000);
+    assert_released(b, released, 2992, 3008);
+    g_assert_cmpuint(fake_trap.islands, ==, 2);
+    drain_all(t);
+
+    /* From the island to the left, and up to the unit; to the right likewise */
+    write_page(b, 150);
+    assert_released(b, released, 112, 151);
+    write_page(b, 2900);
+    assert_released(b, released, 2900, 2992);
+    write_page(b, 3008);
+    assert_released(b, released, 3008, 3009);
+    write_page(b, 2899);
+    assert_released(b, released, 2899, 2900);
+    drain_all(t);
+
+    /* The nearer one, if it takes several runs to reach the unit */
+    releases = fake_trap.releases;
+    write_page(b, 151 + 2 * MAX_PAGES - 1);
+    assert_released(b, released, 151, 151 + 2 * MAX_PAGES);
+    g_assert_cmpint(fake_trap.releases, ==, releases + 2);
+    drain_all(t);
+    releases = fake_trap.releases;
+    write_page(b, 2899 - MAX_PAGES - 1);
+    assert_released(b, released, 2899 - MAX_PAGES - 1, 2899);
+    g_assert_cmpint(fake_trap.releases, ==, releases + 2);
+    drain_all(t);
+
+    /* Islands that are not on both sides */
+    write_page(b, 20);
+    assert_released(b, released, 20, 96);
+    write_page(b, NUM_PAGES - 1);
+    assert_released(b, released, 3009, NUM_PAGES);
+    write_page(b, 0);
+    assert_released(b, released, 0, 20);
+    g_assert_cmpuint(fake_trap.peak_islands, ==, 2);
+
+    /* A block without any needs one */
+    write_page(other, 50);
+    assert_released(other, none, 48, 64);
+    g_assert_cmpuint(fake_trap.islands, ==, 3);
+    write_page(other, 90);
+    assert_released(other, none, 64, 91);
+    drain_all(t);
+
+    /* Two become one */
+    for (page = 0; page < NUM_PAGES; page++) {
+        write_page(b, page);
+    }
+    g_assert_cmpuint(fake_trap.islands, ==, 2);
+
+    test_ram_save(t, 0);
+    g_assert_cmpuint(fake_trap.twice, ==, 0);
+    test_ram_check(t);
+    test_ram_free(t);
+    test_unmap(host, NUM_PAGES + 200);
+}
+
+/* Few slots are free, so that the way to the unit is a long one */
+static void test_windows_scarce(void)
+{
+    g_autofree unsigned long *released = bitmap_new(1000);
+    uint8_t *host = test_map(1000);
+    TestRAM *t = test_ram_new(64, true, LONG_MS);
+    TestBlock *b = test_ram_add(t, host, 1000, PAGE_SIZE, true);
+    uint32_t slots[40];
+    bool waited;
+
+    fake_trap.max_islands = 1;
+    test_ram_arm(t, &fake_trap_ops);
+    write_page(b, 500);
+    assert_released(b, released, 496, 512);
+    drain_all(t);
+    g_assert_cmpuint(page_buffer_take(t->buffer, slots, 40, 40, 0, &waited),
+                     ==, 40);
+
+    write_page(b, 512 + 20);
+    assert_released(b, released, 512, 512 + 21);
+    drain_all(t);
+    write_page(b, 496 - 20);
+    assert_released(b, released, 496 - 20, 496);
+    g_assert_cmpuint(fake_trap.peak_islands, ==, 1);
+
+    page_buffer_give(t->buffer, slots, 40);
+    test_ram_save(t, 0);
+    test_ram_check(t);
+    test_ram_free(t);
+    test_unmap(host, 1000);
+}
+
+#define NUM_WRITERS 4
+
+typedef struct Writer {
+    QemuThread thread;
+    TestBlock *block;
+    GRand *rand;
+    bool *stop;
+} Writer;
+
+static void *writer_thread(void *opaque)
+{
+    Writer *w = opaque;
+
+    while (!qatomic_read(w->stop)) {
+        write_page(w->block, g_rand_int(w->rand) % w->block->num_pages);
+    }
+    return NULL;
+}
+
+static void test_threads(void)
+{
+    size_t max;
+
+    for (max = 1; max <= 64; max *= 4) {
+        uint8_t *host = test_map(NUM_PAGES);
+        TestRAM *t = test_ram_new(256, true, LONG_MS);
+        TestBlock *b = test_ram_add(t, host, NUM_PAGES, PAGE_SIZE, true);
+        Writer writers[NUM_WRITERS];
+        bool stop = false;
+        size_t i;
+
+        fake_trap.max_islands = max;
+        test_ram_arm(t, &fake_trap_ops);
+        for (i = 0; i < NUM_WRITERS; i++) {
+            writers[i].block = b;
+            writers[i].rand = g_rand_new_with_seed(g_test_rand_int());
+            writers[i].stop = &stop;
+            qemu_thread_create(&writers[i].thread, "writer", writer_thread,
+                               &writers[i], QEMU_THREAD_JOINABLE);
+        }
+        test_ram_save(t, 100);
+        qatomic_set(&stop, true);
+        for (i = 0; i < NUM_WRITERS; i++) {
+            qemu_thread_join(&writers[i].thread);
+            g_rand_free(writers[i].rand);
+        }
+
+        /* Each writer may find room for one more, and so does the scanner */
+        g_assert_cmpuint(fake_trap.peak_islands, <=, max + NUM_WRITERS + 1);
+        g_assert_cmpuint(fake_trap.twice, ==, 0);
+        test_ram_check(t);
+        test_ram_free(t);
+        test_unmap(host, NUM_PAGES);
+    }
+}
+
+#ifdef CONFIG_LINUX
+#define NUM_FAULTS 200000
+#define SPARSE_SIZE (4 * GiB)
+
+static size_t count_maps(void)
+{
+    FILE *f = fopen("/proc/self/maps", "r");
+    size_t n = 0;
+    int c;
+
+    g_assert_nonnull(f);
+    while ((c = getc_unlocked(f)) != EOF) {
+        n += c == '\n';
+    }
+    fclose(f);
+    return n;
+}
+
+static size_t max_maps(void)
+{
+    g_autofree char *text = NULL;
+    uint64_t max;
+
+    g_assert_true(g_file_get_contents("/proc/sys/vm/max_map_count", &text,
+                                      NULL, NULL));
+    g_assert_cmpint(qemu_strtou64(text, NULL, 10, &max), ==, -EINVAL);
+    return max;
+}
+
+/* Enough for the way from an island to any unit, with so many islands */
+#define NUM_SLOTS 8192
+
+/* So many that fault-around does not get its sixteen: see page_buffer_take() */
+#define NUM_HELD (NUM_SLOTS - NUM_SLOTS / 8 - 15)
+
+/* Empty the buffer but for the slots that are held */
+static void drain_zero(PageBuffer *buffer)
+{
+    uint32_t slots[64];
+    size_t i, n;
+
+    while ((n = page_buffer_dequeue(buffer, slots, 64, false))) {
+        for (i = 0; i < n; i++) {
+            /* Nobody had written there before */
+            g_assert_true(page_buffer_entry(buffer, slots[i])->zero);
+        }
+        page_buffer_give(buffer, slots, n);
+    }
+}
+
+static void test_scattered(void)
+{
+    size_t num_pages = SPARSE_SIZE / PAGE_SIZE;
+    size_t limit = max_maps();
+    size_t before, peak = 0, next_look = 0;
+    g_autofree unsigned long *save = bitmap_new(num_pages);
+    g_autofree uint32_t *held = g_new(uint32_t, NUM_HELD);
+    GRand *rand = g_rand_new_with_seed(g_test_rand_int());
+    PageBuffer *buffer = page_buffer_new(NUM_SLOTS * PAGE_SIZE, PAGE_SIZE,
+                                         &error_abort);
+    SnapshotRAM *ram = snapshot_ram_new(buffer, PAGE_SIZE, true, 0);
+    SnapshotRAMStats stats;
+    uint8_t *map, *host;
+    bool waited;
+
+    /*
+     * Memory that nobody has used yet, and without a neighbour that it could
+     * share anything with: it comes in the most mappings
+     */
+    map = mmap(NULL, SPARSE_SIZE + 2 * PAGE_SIZE, PROT_NONE,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    g_assert(map != MAP_FAILED);
+    host = map + PAGE_SIZE;
+    g_assert_cmpint(mprotect(host, SPARSE_SIZE, PROT_READ | PROT_WRITE), ==,
+                    0);
+    bitmap_set(save, 0, num_pages);
+    snapshot_ram_add_block(ram, NULL, host, SPARSE_SIZE, PAGE_SIZE, true, save,
+                           &error_abort);
+    g_assert_cmpuint(page_buffer_take(buffer, held, NUM_HELD, NUM_HELD, 0,
+                                      &waited), ==, NUM_HELD);
+    before = count_maps();
+    snapshot_ram_arm(ram, &write_trap_mprotect, &error_abort);
+
+    do {
+        size_t page = g_rand_int(rand) % num_pages;
+
+        qatomic_set(host + page * PAGE_SIZE, 1);
+        drain_zero(buffer);
+        snapshot_ram_get_stats(ram, &stats);
+        if (stats.faults >= next_look) {
+            size_t maps = count_maps();
+
+            /* The rest of the process has room left */
+            g_assert_cmpuint(maps, <, limit - limit / 5);
+            peak = MAX(peak, maps);
+            next_look += 10000;
+            /* Written pages are released, so nobody misses them */
+            g_assert_cmpint(madvise(host, SPARSE_SIZE, MADV_DONTNEED), ==, 0);
+        }
+        g_assert_cmpstr(snapshot_ram_failure(ram), ==, NULL);
+    } while (stats.faults < NUM_FAULTS);
+
+    g_test_message("%" PRIu64 " faults, %" PRIu64 " pages, %zu mappings of %zu",
+                   stats.faults, stats.fault_pages, peak, limit);
+    /* What was there was used */
+    g_assert_cmpuint(peak, >, MIN(limit, NUM_FAULTS) / 2);
+
+    snapshot_ram_stop(ram);
+    snapshot_ram_free(ram);
+    /* It has not cost the process any of them for good */
+    g_assert_cmpuint(count_maps(), <=, before + 10);
+
+    page_buffer_free(buffer);
+    munmap(map, SPARSE_SIZE + 2 * PAGE_SIZE);
+    g_rand_free(rand);
+}
+#endif
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/snapshot-ram/islands/windows", test_windows);
+    g_test_add_func("/snapshot-ram/islands/windows-scarce",
+                    test_windows_scarce);
+    g_test_add_func("/snapshot-ram/islands/threads", test_threads);
+#ifdef CONFIG_LINUX
+    if (sizeof(void *) >= 8) {
+        g_test_add_func("/snapshot-ram/islands/scattered", test_scattered);
+    }
+#endif
+    return g_test_run();
+}

@@ -1,0 +1,387 @@
+/*
+ * Unit tests for the RAM of a background snapshot: many threads
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ */
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/atomic.h"
+#include "qemu/bitmap.h"
+#include "qemu/thread.h"
+#include "qemu/units.h"
+#include "fake-write-trap.h"
+#include "snapshot-ram-helpers.h"
+
+/* How long nobody waits in a test that succeeds */
+#define LONG_MS 60000
+
+/* A thread that writes to one page, under the fake trap */
+typedef struct Writer {
+    QemuThread thread;
+    uint8_t *host;
+    bool done;
+} Writer;
+
+static void *writer_thread(void *opaque)
+{
+    Writer *w = opaque;
+
+    g_assert_true(fake_write(w->host));
+    qatomic_set(&w->done, true);
+    return NULL;
+}
+
+static Writer *writer_new(uint8_t *host)
+{
+    Writer *w = g_new0(Writer, 1);
+
+    w->host = host;
+    qemu_thread_create(&w->thread, "writer", writer_thread, w,
+                       QEMU_THREAD_JOINABLE);
+    return w;
+}
+
+static void assert_waits(Writer *w)
+{
+    g_usleep(30 * 1000);
+    g_assert_false(qatomic_read(&w->done));
+}
+
+static void writer_join(Writer *w)
+{
+    qemu_thread_join(&w->thread);
+    g_free(w);
+}
+
+static struct {
+    bool entered;
+    bool leave;
+} gate;
+
+static void gate_release(void *host, size_t size)
+{
+    qatomic_set(&gate.entered, true);
+    while (!qatomic_read(&gate.leave)) {
+        g_usleep(100);
+    }
+}
+
+/* Starts a thread that has claimed and copied its page, but not released it */
+static Writer *writer_new_at_gate(uint8_t *host)
+{
+    Writer *w;
+
+    gate.entered = false;
+    gate.leave = false;
+    fake_trap.before_release = gate_release;
+    w = writer_new(host);
+    while (!qatomic_read(&gate.entered)) {
+        g_usleep(100);
+    }
+    return w;
+}
+
+static void test_claims(void)
+{
+    uint8_t *host = test_map(100);
+    TestRAM *t = test_ram_new(64, true, LONG_MS);
+    Writer *one, *other;
+
+    test_ram_add(t, host, 100, PAGE_SIZE, true);
+    test_ram_arm(t, &fake_trap_ops);
+
+    /* Who comes second waits for the first, and for nobody else */
+    one = writer_new_at_gate(host + 20 * PAGE_SIZE);
+    other = writer_new(host + 21 * PAGE_SIZE);
+    assert_waits(other);
+    assert_waits(one);
+    /* The scanner goes by */
+    fake_trap.before_release = NULL;
+    while (snapshot_ram_scan(t->ram)) {
+        ;
+    }
+    assert_waits(other);
+
+    qatomic_set(&gate.leave, true);
+    writer_join(one);
+    writer_join(other);
+    g_assert_cmpuint(test_ram_stats(t).faults, ==, 2);
+    g_assert_cmpuint(test_ram_stats(t).fault_pages, ==, 16);
+
+    test_ram_save(t, 0);
+    test_ram_check(t);
+    g_assert_cmpuint(fake_trap.twice, ==, 0);
+    test_ram_free(t);
+    test_unmap(host, 100);
+}
+
+/* Take pages through faults until the buffer is full */
+static size_t fill_buffer(TestRAM *t, uint8_t *host)
+{
+    size_t page = 0;
+
+    while (test_ram_stats(t).fault_pages <
+           page_buffer_num_slots(t->buffer)) {
+        g_assert_true(fake_write(host + page++ * PAGE_SIZE));
+    }
+    g_assert_cmpuint(test_ram_stats(t).waits, ==, 0);
+    return page;
+}
+
+static void test_back_pressure(void)
+{
+    uint8_t *host = test_map(100);
+    TestRAM *t = test_ram_new(32, true, LONG_MS);
+    Writer *w;
+
+    test_ram_add(t, host, 100, PAGE_SIZE, true);
+    test_ram_arm(t, &fake_trap_ops);
+    w = writer_new(host + fill_buffer(t, host) * PAGE_SIZE);
+    assert_waits(w);
+    g_assert_cmpuint(test_ram_drain(t, false), ==, 32);
+    writer_join(w);
+    g_assert_cmpuint(test_ram_stats(t).waits, ==, 1);
+    g_assert_null(snapshot_ram_failure(t->ram));
+
+    test_ram_save(t, 0);
+    test_ram_check(t);
+    test_ram_free(t);
+    test_unmap(host, 100);
+}
+
+static void test_stall_limit(void)
+{
+    uint8_t *host = test_map(100);
+    TestRAM *t = test_ram_new(32, true, 100);
+    int64_t start;
+    Writer *w;
+
+    test_ram_add(t, host, 100, PAGE_SIZE, true);
+    test_ram_arm(t, &fake_trap_ops);
+    start = g_get_monotonic_time();
+    w = writer_new(host + fill_buffer(t, host) * PAGE_SIZE);
+    writer_join(w);
+    g_assert_cmpint(g_get_monotonic_time() - start, >=, 95 * 1000);
+
+    /* It went on, and so do all others, at once */
+    g_assert_nonnull(strstr(snapshot_ram_failure(t->ram), "waited too long"));
+    g_assert_cmpuint(fake_trap.num_armed, ==, 0);
+    g_assert_cmpuint(test_ram_drain(t, true), ==, 0);
+    g_assert_false(snapshot_ram_scan(t->ram));
+    test_ram_free(t);
+    test_unmap(host, 100);
+}
+
+static void test_stop_wakes(void)
+{
+    uint8_t *host = test_map(100);
+    TestRAM *t = test_ram_new(32, true, LONG_MS);
+    Writer *claimer, *claimed, *room;
+    uint32_t slot;
+    bool waited;
+
+    test_ram_add(t, host, 100, PAGE_SIZE, true);
+    test_ram_arm(t, &fake_trap_ops);
+
+    claimer = writer_new_at_gate(host + 90 * PAGE_SIZE);
+    fake_trap.before_release = NULL;
+    claimed = writer_new(host + 90 * PAGE_SIZE);
+    /* Leave nothing for the other one */
+    while (page_buffer_take(t->buffer, &slot, 1, 1, 0, &waited)) {
+        ;
+    }
+    room = writer_new(host + 70 * PAGE_SIZE);
+    assert_waits(claimed);
+    assert_waits(room);
+
+    snapshot_ram_stop(t->ram);
+    g_assert_cmpuint(fake_trap.num_armed, ==, 0);
+    /* The page of the one is released, though not by who claimed it */
+    writer_join(claimed);
+    writer_join(room);
+    snapshot_ram_stop(t->ram);
+
+    qatomic_set(&gate.leave, true);
+    writer_join(claimer);
+    /* It was asked for */
+    g_assert_null(snapshot_ram_failure(t->ram));
+    test_ram_free(t);
+    test_unmap(host, 100);
+}
+
+/* From here on with the trap that is real */
+
+typedef struct Scribbler {
+    QemuThread thread;
+    TestRAM *ram;
+    GRand *rand;
+    uint64_t writes;
+    bool stop;
+} Scribbler;
+
+/* Write all over the writable memory; no page is zero for long */
+static void *scribble_thread(void *opaque)
+{
+    Scribbler *s = opaque;
+
+    while (!qatomic_read(&s->stop)) {
+        TestBlock *b = s->ram->blocks[g_rand_int(s->rand) %
+                                      s->ram->num_blocks];
+        uint64_t *word = (uint64_t *)b->host +
+                         g_rand_int(s->rand) % (b->num_pages * PAGE_SIZE / 8);
+
+        qatomic_set(word, ++s->writes);
+    }
+    return NULL;
+}
+
+static void run_contents(TestRAM *t, int pause_us)
+{
+    Scribbler s[3] = { };
+    uint64_t writes = 0;
+    size_t i, num_pages = 0;
+    SnapshotRAMStats stats;
+
+    test_ram_arm(t, &write_trap_mprotect);
+    for (i = 0; i < ARRAY_SIZE(s); i++) {
+        s[i].ram = t;
+        s[i].rand = g_rand_new_with_seed(g_test_rand_int());
+        qemu_thread_create(&s[i].thread, "scribbler", scribble_thread, &s[i],
+                           QEMU_THREAD_JOINABLE);
+    }
+    while (!test_ram_stats(t).faults) {
+        g_usleep(10);
+    }
+    test_ram_save(t, pause_us);
+    for (i = 0; i < ARRAY_SIZE(s); i++) {
+        qatomic_set(&s[i].stop, true);
+        qemu_thread_join(&s[i].thread);
+        g_rand_free(s[i].rand);
+        writes += s[i].writes;
+    }
+
+    test_ram_check(t);
+    for (i = 0; i < t->num_blocks; i++) {
+        num_pages += bitmap_count_one(t->blocks[i]->save,
+                                      t->blocks[i]->num_pages);
+    }
+    g_assert_cmpuint(t->saved, ==, num_pages);
+    stats = test_ram_stats(t);
+    g_assert_cmpuint(stats.fault_pages + stats.scan_pages, ==, num_pages);
+    g_assert_cmpuint(stats.zero_pages, ==, t->saved_zero);
+    g_test_message("%" PRIu64 " writes, %" PRIu64 " faults, %" PRIu64 " waits, "
+                   "%" PRIu64 " pages by faults, %" PRIu64 " by the scanner",
+                   writes, stats.faults, stats.waits, stats.fault_pages,
+                   stats.scan_pages);
+}
+
+static void test_contents(void)
+{
+    static const size_t first[] = { 3000, 0, 2048, 1500 };
+    static const size_t num_pages[] = { 1096, 1400, 514, 333 };
+    static const size_t host_page[] = { 4 * KiB, 4 * KiB, 64 * KiB, 4 * KiB };
+    int round;
+
+    for (round = 0; round < 8; round++) {
+        uint8_t *host = test_map(4096);
+        TestRAM *t = test_ram_new(round < 4 ? 4096 : 512, true, LONG_MS);
+        size_t i;
+
+        for (i = 0; i < ARRAY_SIZE(first); i++) {
+            test_ram_add(t, host + first[i] * PAGE_SIZE, num_pages[i],
+                         host_page[i], true);
+        }
+        bitmap_clear(t->blocks[1]->save, 100, 300);
+        run_contents(t, 0);
+        test_ram_free(t);
+        test_unmap(host, 4096);
+    }
+}
+
+/* The buffer is full most of the time */
+static void test_contents_slow(void)
+{
+    uint8_t *host = test_map(4096);
+    TestRAM *t = test_ram_new(64, false, LONG_MS);
+
+    test_ram_add(t, host, 4096, PAGE_SIZE, true);
+    run_contents(t, 1000);
+    g_assert_cmpuint(test_ram_stats(t).waits, >, 0);
+    test_ram_free(t);
+    test_unmap(host, 4096);
+}
+
+static void test_contents_huge(void)
+{
+    uint8_t *host = test_map(16 * 512);
+    TestRAM *t = test_ram_new(1024, true, LONG_MS);
+
+    /* Its last page is used in part */
+    test_ram_add(t, host, 15 * 512 + 7, 2 * MiB, true);
+    run_contents(t, 0);
+    test_ram_free(t);
+    test_unmap(host, 16 * 512);
+}
+
+static void test_partial(void)
+{
+    uint8_t *host = test_map(512);
+    TestRAM *t = test_ram_new(512, true, LONG_MS);
+
+    test_ram_add(t, host, 7, 2 * MiB, true);
+    test_ram_arm(t, &write_trap_mprotect);
+    /* Behind the block, but the host cannot protect less */
+    qatomic_set(host + 500 * PAGE_SIZE, 1);
+    test_ram_save(t, 0);
+    test_ram_check(t);
+    test_ram_free(t);
+    test_unmap(host, 512);
+}
+
+/* A system call is not stopped: it fails */
+static void test_system_call(void)
+{
+    uint8_t *host = test_map(100);
+    uint8_t data[PAGE_SIZE];
+    TestRAM *t = test_ram_new(64, true, LONG_MS);
+    int fds[2];
+
+    test_ram_add(t, host, 100, PAGE_SIZE, true);
+    test_ram_arm(t, &write_trap_mprotect);
+    memset(data, 0x55, sizeof(data));
+    g_assert_cmpint(pipe(fds), ==, 0);
+    g_assert_cmpint(write(fds[1], data, sizeof(data)), ==, sizeof(data));
+
+    g_assert_cmpint(read(fds[0], host + 20 * PAGE_SIZE, PAGE_SIZE), ==, -1);
+    g_assert_cmpint(errno, ==, EFAULT);
+
+    snapshot_ram_release(t->ram, host + 20 * PAGE_SIZE, PAGE_SIZE);
+    g_assert_cmpint(read(fds[0], host + 20 * PAGE_SIZE, PAGE_SIZE), ==,
+                    PAGE_SIZE);
+    g_assert_cmpmem(host + 20 * PAGE_SIZE, PAGE_SIZE, data, PAGE_SIZE);
+    g_assert_cmpuint(test_ram_stats(t).faults, ==, 0);
+
+    test_ram_save(t, 0);
+    test_ram_check(t);
+    close(fds[0]);
+    close(fds[1]);
+    test_ram_free(t);
+    test_unmap(host, 100);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/snapshot-ram/claims", test_claims);
+    g_test_add_func("/snapshot-ram/back-pressure", test_back_pressure);
+    g_test_add_func("/snapshot-ram/stall-limit", test_stall_limit);
+    g_test_add_func("/snapshot-ram/stop-wakes", test_stop_wakes);
+    g_test_add_func("/snapshot-ram/contents", test_contents);
+    g_test_add_func("/snapshot-ram/contents-slow", test_contents_slow);
+    g_test_add_func("/snapshot-ram/contents-huge", test_contents_huge);
+    g_test_add_func("/snapshot-ram/partial", test_partial);
+    g_test_add_func("/snapshot-ram/system-call", test_system_call);
+    return g_test_run();
+}
