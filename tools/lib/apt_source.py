@@ -50,7 +50,7 @@ def parse_sources(text):
 
 
 def entries():
-    """All enabled entries, as dictionaries with deb822's keys in lower case."""
+    """All enabled entries as dictionaries, with deb822 keys in lower case."""
     file, parts = etc()
     files = [file] if file.is_file() else []
     if parts.is_dir():

@@ -7,6 +7,23 @@ import signal
 import subprocess
 
 
+running = set()
+
+
+def kill(process):
+    """End a program and whatever it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def kill_all():
+    """End all that run() has started, in whatever thread."""
+    for process in list(running):
+        kill(process)
+
+
 def run(command, log, timeout, **kwargs):
     """Run a test program; {path: 'ok', 'not ok' or 'skip: reason'}.
 
@@ -17,29 +34,29 @@ def run(command, log, timeout, **kwargs):
         process = subprocess.Popen(command, stdout=out, stderr=out,
                                    stdin=subprocess.DEVNULL,
                                    start_new_session=True, **kwargs)
+        running.add(process)
         try:
             end = f'exit status {process.wait(timeout)}'
         except subprocess.TimeoutExpired:
             end = f'killed after {timeout} seconds'
         finally:
-            # Whatever it started must not go on beside the next test.
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            # Nothing may go on beside the next test.
+            kill(process)
             process.wait()
+            running.remove(process)
     with open(log, errors='replace') as f:
         results, planned, last = parse(f.read())
     failed = 'not ok' in results.values()
     if len(results) != planned or (process.returncode and not failed):
         results[f'({os.path.basename(command[0])}: {end} after {last}, '
-                f'{len(results)} of {planned} tests run)'] = 'not ok'
+                f'{len(results)} of {planned or "unknown"} tests run)'
+                ] = 'not ok'
     return results
 
 
 def parse(text):
     """Results, how many were planned, and the test that ran last."""
-    results, planned, last = {}, -1, 'nothing'
+    results, planned, last = {}, None, 'nothing'
     for line in text.splitlines():
         plan = re.fullmatch(r'1\.\.(\d+)', line)
         if plan:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The prepared QEMU tree: a git repository of its own below the build directory.
+"""The prepared QEMU tree, a repository of its own below the build directory.
 
 `base` is the pristine source as one commit; the branch `series` has one
 commit for each patch on top of it.  What the tools made last is recorded in
