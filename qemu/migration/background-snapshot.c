@@ -317,7 +317,7 @@ static bool background_snapshot_save(MigrationState *s, Error **errp)
 
     while (not_cancelled() && ret == 0) {
         ret = qemu_savevm_state_iterate(f, false);
-        migration_update_counters(s, qemu_clock_get_ms(QEMU_CLOCK_REALTIME));
+        migration_rate_limit();
     }
     if (ret > 0) {
         trace_background_snapshot_saved_ram();
@@ -378,10 +378,13 @@ void *background_snapshot_thread(void *opaque)
     }
     background_snapshot_disarm();
 
-    if (!ok && err) {
+    if (!ok && not_cancelled()) {
+        if (!err) {
+            error_setg(&err, "Cannot save the VM");
+        }
         migrate_set_error(s, err);
-        error_free(err);
     }
+    error_free(err);
 
     bql_lock();
     snapshot_ended = true;
@@ -407,7 +410,7 @@ void background_snapshot_finish(MigrationState *s, int ret)
     if (ret < 0 && !migrate_has_error(s)) {
         Error *err = NULL;
 
-        error_setg_errno(&err, -ret, "Cannot close the image");
+        error_setg(&err, "Cannot close the image: the destination failed");
         migrate_set_error(s, err);
         error_free(err);
     }

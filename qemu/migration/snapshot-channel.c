@@ -6,6 +6,9 @@
  * Copyright (c) 2026 the background-snapshot authors
  */
 #include "qemu/osdep.h"
+#ifndef _WIN32
+#include <sys/wait.h>
+#endif
 #include "qapi/error.h"
 #include "qemu/atomic.h"
 #include "qemu/module.h"
@@ -103,6 +106,34 @@ static int snapshot_channel_shutdown(QIOChannel *ioc, QIOChannelShutdown how,
     return 0;
 }
 
+#ifndef _WIN32
+/* The same as the command's own close, but a command that fails is an error */
+static int snapshot_channel_close_command(QIOChannelCommand *command,
+                                          bool terminate, Error **errp)
+{
+    int status;
+
+    close(command->writefd);
+    if (command->readfd != -1 && command->readfd != command->writefd) {
+        close(command->readfd);
+    }
+    command->readfd = command->writefd = -1;
+    if (terminate) {
+        kill(command->pid, SIGTERM);
+    }
+    if (RETRY_ON_EINTR(waitpid(command->pid, &status, 0)) < 0) {
+        error_setg_errno(errp, errno, "Cannot wait for the command");
+        return -1;
+    }
+    command->pid = -1;
+    if (!WIFEXITED(status) || WEXITSTATUS(status)) {
+        error_setg(errp, "The command has failed");
+        return -1;
+    }
+    return 0;
+}
+#endif
+
 static int snapshot_channel_close(QIOChannel *ioc, Error **errp)
 {
     SnapshotChannel *sc = SNAPSHOT_CHANNEL(ioc);
@@ -112,9 +143,10 @@ static int snapshot_channel_close(QIOChannel *ioc, Error **errp)
         (QIOChannelCommand *)object_dynamic_cast(OBJECT(sc->inner),
                                                  TYPE_QIO_CHANNEL_COMMAND);
 
-    /* Closing waits for the command to end */
-    if (command && qatomic_read(&sc->shutdown)) {
-        kill(command->pid, SIGTERM);
+    if (command) {
+        return snapshot_channel_close_command(command,
+                                              qatomic_read(&sc->shutdown),
+                                              errp);
     }
 #endif
     /* Others may have the same file open */

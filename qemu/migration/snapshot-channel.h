@@ -15,8 +15,10 @@
  *
  * A write to a pipe that nobody reads would last for ever, and so would
  * cancelling the snapshot.  The new channel can be shut down, by any thread: a
- * write that is waiting fails then, and so does each one after it.  A command
- * that is the destination is ended when the channel is closed after that.
+ * write that is waiting fails then, and so does each one after it.
+ *
+ * Closing the channel waits for a command that is the destination, and ends it
+ * first if the channel was shut down.  It fails if the command has failed.
  *
  * @ioc: the channel to wrap
  *

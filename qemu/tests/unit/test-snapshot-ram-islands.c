@@ -62,7 +62,6 @@ static void test_windows(void)
     TestBlock *b = test_ram_add(t, host, NUM_PAGES, PAGE_SIZE, true);
     TestBlock *other = test_ram_add(t, host + (NUM_PAGES + 100) * PAGE_SIZE,
                                     100, PAGE_SIZE, true);
-    size_t page;
     int releases;
 
     fake_trap.max_islands = 2;
@@ -114,17 +113,54 @@ static void test_windows(void)
     assert_released(other, none, 64, 91);
     drain_all(t);
 
-    /* Two become one */
-    for (page = 0; page < NUM_PAGES; page++) {
-        write_page(b, page);
-    }
-    g_assert_cmpuint(fake_trap.islands, ==, 2);
-
     test_ram_save(t, 0);
     g_assert_cmpuint(fake_trap.twice, ==, 0);
     test_ram_check(t);
     test_ram_free(t);
     test_unmap(host, NUM_PAGES + 200);
+}
+
+/* When two islands become one, there is room for another */
+static void test_windows_joined(void)
+{
+    g_autofree unsigned long *released = bitmap_new(1000);
+    uint8_t *host = test_map(1000);
+    TestRAM *t = test_ram_new(256, true, LONG_MS);
+    TestBlock *b = test_ram_add(t, host, 1000, PAGE_SIZE, true);
+
+    fake_trap.max_islands = 2;
+    test_ram_arm(t, &fake_trap_ops);
+    write_page(b, 100);
+    assert_released(b, released, 96, 112);
+    write_page(b, 130);
+    assert_released(b, released, 128, 144);
+    write_page(b, 118);
+    assert_released(b, released, 112, 119);
+    write_page(b, 119);
+    assert_released(b, released, 119, 120);
+    write_page(b, 120);
+    assert_released(b, released, 120, 121);
+    write_page(b, 125);
+    assert_released(b, released, 125, 128);
+    write_page(b, 122);
+    assert_released(b, released, 121, 123);
+    write_page(b, 124);
+    assert_released(b, released, 124, 125);
+    g_assert_cmpuint(fake_trap.islands, ==, 2);
+    write_page(b, 123);
+    assert_released(b, released, 123, 124);
+    g_assert_cmpuint(fake_trap.islands, ==, 1);
+
+    write_page(b, 500);
+    assert_released(b, released, 496, 512);
+    write_page(b, 600);
+    assert_released(b, released, 512, 601);
+    g_assert_cmpuint(fake_trap.peak_islands, ==, 2);
+
+    test_ram_save(t, 0);
+    test_ram_check(t);
+    test_ram_free(t);
+    test_unmap(host, 1000);
 }
 
 /* Few slots are free, so that the way to the unit is a long one */
@@ -337,6 +373,8 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/snapshot-ram/islands/windows", test_windows);
+    g_test_add_func("/snapshot-ram/islands/windows-joined",
+                    test_windows_joined);
     g_test_add_func("/snapshot-ram/islands/windows-scarce",
                     test_windows_scarce);
     g_test_add_func("/snapshot-ram/islands/threads", test_threads);

@@ -1,0 +1,72 @@
+/*
+ * Helpers for tests of background snapshots
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ */
+#ifndef BACKGROUND_SNAPSHOT_UTIL_H
+#define BACKGROUND_SNAPSHOT_UTIL_H
+
+#include "libqtest.h"
+#include "migration/framework.h"
+#include "qemu/units.h"
+
+/* Page buffers for all that the guest writes to, and for next to nothing */
+#define SNAPSHOT_LARGE_BUFFER (128 * MiB)
+#define SNAPSHOT_SMALL_BUFFER (1 * MiB)
+
+/* The image's file, which migrate_end() deletes, and its URI */
+extern char *snapshot_image;
+extern char *snapshot_image_uri;
+
+void snapshot_set_up(MigrationTestEnv *env);
+
+/* Returns: what the guest has written to the last of its pages */
+uint8_t snapshot_last_byte(QTestState *who);
+
+/* Wait until the guest has written to each of its pages, @n times at least */
+void snapshot_wait_for_sweeps(QTestState *who, int n);
+
+void snapshot_wait_for_status(QTestState *who, const char *goal);
+
+/*
+ * Start a source with the capability set, and a target
+ *
+ * Returns: false if the test is skipped
+ */
+bool snapshot_start(QTestState **from, QTestState **to, const char *opts_source,
+                    const char *opts_target);
+
+/* Start a source that writes, and a target that stays paused when restored */
+bool snapshot_start_running(QTestState **from, QTestState **to);
+
+void snapshot_set_buffer_size(QTestState *who, uint64_t size);
+
+/*
+ * Give the source a destination "fd:sink" that takes nothing but what the test
+ * reads from it.  A socket can be shut down by QEMU, a pipe cannot.
+ */
+int snapshot_open_sink(QTestState *from, bool is_pipe);
+
+/* Start a snapshot of a VM that is to run, and wait until it runs again */
+void snapshot_begin(QTestState *from, const char *uri);
+
+/* Read the image from the sink to its end, pausing after each 64 KiB */
+void snapshot_read_sink(int sink, int pause_us);
+
+/* Restore the image into a @status VM, and check it before it runs on */
+void snapshot_restore(QTestState *to, const char *status);
+
+/* End the source, which has the disk locked that the target needs to run */
+void snapshot_quit_source(QTestState *from);
+
+/* See source and target run on; end both */
+void snapshot_finish(QTestState *from, QTestState *to);
+
+/* Likewise, after restoring the image of a VM that was to run */
+void snapshot_restore_and_finish(QTestState *from, QTestState *to);
+
+void migration_test_add_background_snapshot_params(void);
+
+#endif
