@@ -1,4 +1,6 @@
 /*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
  * A disk workload that checks itself.
  *
  *   diskcheck DEVICE DISK_MB RING_MB
@@ -13,8 +15,6 @@
  * Prints twice a second
  *   disk ios=<reads and writes done> ok
  * or, at the first mismatch or failed request, a line with BAD in it.
- *
- * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #define _GNU_SOURCE
 #include <errno.h>

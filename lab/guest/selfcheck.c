@@ -1,4 +1,6 @@
 /*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
  * A guest memory workload that checks itself.
  *
  *   selfcheck THREADS WRITE_MB STATIC_MB [PAUSE_US]
@@ -18,8 +20,6 @@
  * Prints twice a second
  *   self round=<rounds done by the slowest thread> pages=<pages written> ok
  * and for each mismatch a line with BAD in it, after which its thread ends.
- *
- * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include <pthread.h>
 #include <sched.h>

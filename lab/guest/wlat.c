@@ -1,4 +1,6 @@
 /*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
  * Measures how long single memory writes take, inside the guest.
  *
  *   wlat RATE AREA_MB MAX_SAMPLES
@@ -15,8 +17,6 @@
  *
  * and "wlat end".  At full speed only writes of 20 us or more are kept as
  * samples.  Samples beyond MAX_SAMPLES of a window are counted, not kept.
- *
- * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include <errno.h>
 #include <signal.h>
