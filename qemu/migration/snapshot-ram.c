@@ -232,6 +232,7 @@ static size_t copy_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
 static void release_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                           size_t end)
 {
+    size_t islands;
     int ret = 0;
 
     if (b->writable) {
@@ -244,9 +245,10 @@ static void release_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     }
 
     QEMU_LOCK_GUARD(&s->lock);
-    s->islands++;
-    s->islands -= first > 0 && unit_test(b->released, first - 1);
-    s->islands -= end < b->num_units && unit_test(b->released, end);
+    islands = s->islands + 1;
+    islands -= first > 0 && unit_test(b->released, first - 1);
+    islands -= end < b->num_units && unit_test(b->released, end);
+    qatomic_set(&s->islands, islands);
     bitmap_set_atomic(b->released, first, end - first);
     if (s->waiters) {
         qemu_cond_broadcast(&s->released_cond);
@@ -293,7 +295,7 @@ static void wait_released(SnapshotRAM *s, SnapshotBlock *b, size_t unit)
     QEMU_LOCK_GUARD(&s->lock);
 
     s->waiters++;
-    while (!unit_test(b->released, unit) && !s->stopped) {
+    while (!unit_test(b->released, unit) && !qatomic_read(&s->stopped)) {
         qemu_cond_wait(&s->released_cond, &s->lock);
     }
     s->waiters--;
