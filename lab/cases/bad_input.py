@@ -10,7 +10,7 @@ from ..qmp import ExecuteError
 from ..scene import Case, Scene, expect_status
 from ..vm import VM, Hardware
 from .failing import expect_end
-from .lifecycle import expect_active, slow, under_way
+from .lifecycle import begin, expect_active
 
 MIB = 1 << 20
 CONFLICTS = ['multifd', 'mapped-ram', 'xbzrle', 'postcopy-ram',
@@ -97,10 +97,7 @@ def buffer_sizes(scene: Scene) -> None:
 
 def while_one_runs(scene: Scene) -> None:
     vm = scene.boot()
-    sink = slow(scene)
-    scene.pause(vm)
-    mark = snapshot.start(vm, sink)
-    under_way(vm, sink)
+    sink, mark = begin(scene, vm)
     refused('a second migrate', 'migration|progress',
             lambda: vm.qmp.cmd('migrate', uri='file:/dev/null'))
     refused('a capability', 'migration|progress',

@@ -9,7 +9,7 @@ from .. import snapshot
 from ..scene import Case, Scene, expect_status, needs_root
 from ..sink import ExecSink, FileSink, PipeSink, SocketSink
 from ..vm import VM, Hardware
-from .lifecycle import expect_active, slow, under_way
+from .lifecycle import begin, expect_active, under_way
 
 CANCEL_S = 15
 
@@ -62,10 +62,7 @@ def disk_full(scene: Scene) -> None:
 
 def cancel(scene: Scene) -> None:
     vm = scene.boot(Hardware(vcpus=2, disk=scene.new_disk()))
-    sink = slow(scene)
-    scene.pause(vm)
-    mark = snapshot.start(vm, sink)
-    under_way(vm, sink)
+    sink, mark = begin(scene, vm)
     vm.qmp.cmd('migrate_cancel')
     expect_end(vm, mark, 'cancelled', CANCEL_S)
     expect_status(vm, 'running')

@@ -4,6 +4,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 import subprocess
 import time
+from typing import Tuple
 
 from .. import snapshot
 from ..scene import Case, Scene, expect_status
@@ -26,6 +27,18 @@ def under_way(vm: VM, sink: PipeSink) -> None:
             raise AssertionError(f'VM is {vm.status()} and the sink has '
                                  f'{sink.received} bytes after 30 s')
         time.sleep(0.02)
+
+
+def begin(scene: Scene, vm: VM) -> Tuple[PipeSink, int]:
+    """Pause @vm and start a slow snapshot that resumes it and is under way.
+
+    Returns its sink and the mark from which snapshot.wait() looks.
+    """
+    sink = slow(scene)
+    scene.pause(vm)
+    mark = snapshot.start(vm, sink)
+    under_way(vm, sink)
+    return sink, mark
 
 
 def expect_active(vm: VM, when: str) -> None:
@@ -77,10 +90,7 @@ def straight_after(scene: Scene) -> None:
 
 def stop_and_cont(scene: Scene) -> None:
     vm = scene.boot()
-    sink = slow(scene)
-    scene.pause(vm)
-    mark = snapshot.start(vm, sink)
-    under_way(vm, sink)
+    sink, mark = begin(scene, vm)
     for _ in range(3):
         vm.qmp.cmd('stop')
         expect_status(vm, 'paused')
@@ -96,10 +106,7 @@ def stop_and_cont(scene: Scene) -> None:
 def stays_stopped(scene: Scene) -> None:
     """A VM that the user stops during the snapshot stays stopped."""
     vm = scene.boot()
-    sink = slow(scene)
-    scene.pause(vm)
-    mark = snapshot.start(vm, sink)
-    under_way(vm, sink)
+    sink, mark = begin(scene, vm)
     vm.qmp.cmd('stop')
     expect_active(vm, 'stopped')
     snapshot.wait(vm, mark)
@@ -111,10 +118,7 @@ def stays_stopped(scene: Scene) -> None:
 
 def guest_powers_off(scene: Scene) -> None:
     vm = scene.boot()
-    sink = slow(scene)
-    scene.pause(vm)
-    mark = snapshot.start(vm, sink)
-    under_way(vm, sink)
+    sink, mark = begin(scene, vm)
     vm.console.run('poweroff -f')
     vm.qmp.wait_event(mark, 'SHUTDOWN', lambda e: e['event'] == 'SHUTDOWN', 30)
     expect_active(vm, 'powered off')
@@ -125,10 +129,7 @@ def guest_powers_off(scene: Scene) -> None:
 
 def reset(scene: Scene) -> None:
     vm = scene.boot()
-    sink = slow(scene)
-    scene.pause(vm)
-    mark = snapshot.start(vm, sink)
-    under_way(vm, sink)
+    sink, mark = begin(scene, vm)
     lines = vm.console.mark()
     vm.qmp.cmd('system_reset')
     vm.qmp.wait_event(mark, 'RESET', lambda e: e['event'] == 'RESET', 30)
@@ -143,10 +144,7 @@ def reset(scene: Scene) -> None:
 def quit_ends(scene: Scene) -> None:
     """QEMU can be ended during a snapshot."""
     vm = scene.boot()
-    sink = slow(scene)
-    scene.pause(vm)
-    snapshot.start(vm, sink)
-    under_way(vm, sink)
+    sink, _ = begin(scene, vm)
     vm.qmp.cmd('quit')
     try:
         code = vm.process.wait(20)
