@@ -2,65 +2,88 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import re
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 from lab import env, snapshot
-from lab.sink import FileSink, PipeSink
+from lab.qmp import event_time
+from lab.sink import FileSink
 from lab.vm import VM, Hardware
 
+from . import writes
 from .cpu import OtherLoad
 from .rows import Row, Variant
+from .sink import BurstSink
 
-WINDOWS = ('before', 'during', 'after')
-QUIET_S = 4
+QUIET_S = 3
 MAX_SAMPLES = 200000
 TOTALS = 'background_snapshot_end'
+# A port that wlat.c reads to show that it runs.
+LIFE = 'port92_read'
+
+
+class Unavailable(Exception):
+    """This machine or QEMU does not have the variant's write trap."""
 
 
 def measure(row: Row, variant: Variant, folder: Path) -> Dict[str, Any]:
     """One snapshot; logs go to @folder.
 
-    Returns seconds, freeze_s, downtime_ms, image_bytes, totals (what ours
-    traces at the end), other_cpus (see OtherLoad) and, for each window
-    (before, during and after the snapshot), what the guest has measured.
+    Returns seconds, freeze_s (from STOP to RESUME), guest_freeze_s (see
+    _guest_freeze), image_bytes, totals (what ours traces at the end),
+    other_cpus (see OtherLoad) and the windows before, during and after the
+    snapshot (see writes.py).
     """
     folder.mkdir(parents=True, exist_ok=True)
     image = env.LAB / 'bench-image'
     hardware = Hardware(vcpus=row.vcpus, ram_mb=row.ram_mb)
-    trace = ['-trace', TOTALS] if variant.patched else []
-    with VM(variant.binary, hardware, folder / 'guest', *trace) as vm:
+    more = ['-msg', 'timestamp=on', '-trace', LIFE]
+    if variant.trap:
+        more += ['-trace', TOTALS]
+    with VM(variant.binary, hardware, folder / 'guest', *more) as vm:
         vm.wait_boot()
-        if row.buffer and variant.patched:
-            vm.qmp.cmd('migrate-set-parameters',
-                       snapshot_buffer_size=row.buffer)
-        vm.console.run(f'wlat {row.rate} {row.area_mb} {MAX_SAMPLES} & W=$!')
+        if variant.trap:
+            _set_parameters(vm, row, variant.trap)
+        vm.console.run(f'wlat {row.rate} {row.area_mb} {row.stride} '
+                       f'{MAX_SAMPLES} & W=$!')
         vm.console.wait('^wlat window 0', 0, 60)
         time.sleep(QUIET_S)
-        _next_window(vm, 1)
-        sink = (PipeSink(image, row.sink_mb_s) if row.sink_mb_s
+        sink = (BurstSink(row.sink_mb_s, row.burst_ms) if row.sink_mb_s
                 else FileSink(image))
-        # Both stop the VM themselves for the device state and resume it.
+        events = vm.qmp.mark()
         others = OtherLoad(vm.process.pid)
+        _next_window(vm, 1)
+        # Both stop the VM themselves for the device state and resume it.
         taken = snapshot.take(vm, sink, stop=False, timeout=300)
-        other_cpus = others.cpus()
         _next_window(vm, 2)
-        sink.finish()
+        other_cpus = others.cpus()
+        image_bytes = _finish(sink)
         time.sleep(QUIET_S)
         mark = vm.console.mark()
         vm.console.run('kill -TERM $W')
         vm.console.wait('^wlat end', mark, 60)
-        windows = _parse(vm.console.lines(mark))
-        image_bytes = image.stat().st_size
-        image.unlink()
+        windows = writes.parse(vm.console.lines(mark))
+        guest_freeze = _guest_freeze(vm, events)
         totals = ' '.join(vm.traced(TOTALS))
     return {
         'row': row.name, 'variant': variant.name, 'seconds': taken.seconds,
-        'freeze_s': taken.freeze, 'downtime_ms': taken.info.get('downtime'),
+        'freeze_s': taken.freeze, 'guest_freeze_s': guest_freeze,
+        'downtime_ms': taken.info.get('downtime'),
         'image_bytes': image_bytes, 'windows': windows,
         'totals': totals, 'other_cpus': other_cpus,
     }
+
+
+def _set_parameters(vm: VM, row: Row, trap: str) -> None:
+    for known in vm.qmp.cmd('query-snapshot-write-traps'):
+        if known['trap'] == trap and not known['available']:
+            raise Unavailable(known['reason'])
+    vm.qmp.cmd('migrate-set-parameters', snapshot_write_trap=trap)
+    if row.buffer_mb:
+        vm.qmp.cmd('migrate-set-parameters',
+                   snapshot_buffer_size=row.buffer_mb << 20)
 
 
 def _next_window(vm: VM, number: int) -> None:
@@ -69,28 +92,25 @@ def _next_window(vm: VM, number: int) -> None:
     vm.console.wait(f'^wlat window {number}', mark, 60)
 
 
-def _parse(lines: List[str]) -> Dict[str, Any]:
-    """What wlat.c prints at its end; raises if a number got lost."""
-    windows: Dict[str, Any] = {}
-    expected: Dict[str, int] = {}
-    name = ''
-    for line in lines:
-        words = line.split()
-        if words[:2] == ['wlat', 'n']:
-            name = WINDOWS[int(words[2])]
-            windows[name] = {'seconds': float(words[3]),
-                             'writes': int(words[4]),
-                             'samples_ns': [], 'per_100ms': []}
-            expected[name] = int(words[5])
-        elif words[:2] == ['wlat', 's']:
-            windows[name]['samples_ns'] += map(int, words[2:])
-        elif words[:2] == ['wlat', 'r']:
-            windows[name]['per_100ms'] += map(int, words[2:])
-    for name, count in expected.items():
-        got = len(windows[name]['samples_ns'])
-        if got != count:
-            raise RuntimeError(f'{got} samples of window {name} arrived, '
-                               f'the guest sent {count}')
-    if tuple(windows) != WINDOWS:
-        raise RuntimeError(f'windows {list(windows)} instead of {WINDOWS}')
-    return windows
+def _finish(sink) -> int:
+    """The size of the image, which is thrown away."""
+    if isinstance(sink, BurstSink):
+        return sink.finish()
+    size = sink.path.stat().st_size
+    sink.path.unlink()
+    return size
+
+
+def _guest_freeze(vm: VM, since: int) -> float:
+    """Seconds that the guest's program stood still around the STOP event.
+
+    From the last sign of life before it to the first one after it.  The
+    program gives one each half millisecond; unlike RESUME, the first one
+    comes when the guest has really got on.
+    """
+    [stop] = [event_time(e) for e in vm.qmp.events[since:]
+              if e['event'] == 'STOP']
+    signs = [float(t) for t in re.findall(
+        rf'@(\d+\.\d+):{LIFE} ', vm.output.read_text(errors='replace'))]
+    return (min(t for t in signs if t > stop)
+            - max(t for t in signs if t <= stop))

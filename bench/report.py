@@ -1,85 +1,84 @@
-"""Turns measurements into a table.
+"""Turns measurements into tables.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
-from typing import Any, Dict, List
+from statistics import median
+from typing import List
 
-from .rows import ROWS, VARIANTS, Row
+from .figures import FIGURES, Figure, Measurement
+from .rows import ROWS, STOCK, VARIANTS, Row
+from .writes import SLOW_NS
 
-Measurement = Dict[str, Any]
-QUANTILES = ((0.5, 'p50'), (0.99, 'p99'), (0.999, 'p99.9'), (1.0, 'max'))
+NAME_WIDTH = 22
+CELL_WIDTH = 21
 
+EXPLANATION = f'''\
+Medians of the rounds' figures, below them the lowest and the highest; in
+brackets the ratio to stock.
 
-def quantile(ordered: List[int], q: float) -> float:
-    """The value that the part @q of the sorted values does not exceed."""
-    index = max(0, -int(-len(ordered) * q // 1) - 1)
-    return ordered[index]
-
-
-def show_ns(ns: float) -> str:
-    for unit, size in (('s', 1e9), ('ms', 1e6), ('us', 1e3)):
-        if ns >= size:
-            return f'{ns / size:.3g} {unit}'
-    return f'{ns:.0f} ns'
-
-
-def _pooled(measurements: List[Measurement], window: str) -> List[int]:
-    return sorted(ns for m in measurements
-                  for ns in m['windows'][window]['samples_ns'])
+All figures are of the time of the snapshot and of some 50 ms around it.  A
+trapped write took {SLOW_NS / 1000:g} us or more and was the first such to its
+page; "by chance" is how many there would be at the rate of the time before.
+"Speed kept" is writes a second by those before; "usually": the median of
+tenths of a second.  "Freeze, guest" is how long the writing program stood
+still around the stop, by the host's clock, with an error of up to 1 ms.
+'''
 
 
-def _rate(measurements: List[Measurement], window: str) -> float:
-    windows = [m['windows'][window] for m in measurements]
-    return (sum(w['writes'] for w in windows)
-            / sum(w['seconds'] for w in windows))
+def _ratio(value: float, base: float) -> str:
+    ratio = value / base
+    return f'({ratio:.2f})' if ratio >= 0.1 else f'({ratio:.3f})'
 
 
-def _span(values: List[float], form: str) -> str:
-    low, high = form.format(min(values)), form.format(max(values))
-    return low if low == high else f'{low} - {high}'
+def _line(name: str, cells: List[str]) -> str:
+    return (f'  {name:{NAME_WIDTH}}'
+            + ''.join(f'{c:>{CELL_WIDTH}}' for c in cells)).rstrip()
 
 
-def _row_table(row: Row, measurements: List[Measurement]) -> List[str]:
-    head = ''.join(f'{name:>10}' for _, name in QUANTILES)
-    lines = [f'{row.name}: {row.what}', '',
-             f'  {"single writes":22}{head}{"samples":>10}{"writes/s":>12}']
-    for window in ('before', 'during', 'after'):
-        for variant in VARIANTS:
-            own = [m for m in measurements if m['variant'] == variant.name]
-            samples = _pooled(own, window)
-            if not samples:
-                lines.append(f'  {window:8}{variant.name:14}  no samples')
-                continue
-            cells = ''.join(f'{show_ns(quantile(samples, q)):>10}'
-                            for q, _ in QUANTILES)
-            lines.append(f'  {window:8}{variant.name:14}{cells}'
-                         f'{len(samples):10}{_rate(own, window):12,.0f}')
-    lines.append('')
-    for variant in VARIANTS:
-        own = [m for m in measurements if m['variant'] == variant.name]
-        tails = [quantile(_pooled([m], 'during'), 0.999) / 1e6 for m in own
-                 if m['windows']['during']['samples_ns']]
-        if not own or not tails:
+def _figure_lines(figure: Figure, columns: List[List[Measurement]]
+                  ) -> List[str]:
+    """One line, and one with the spread if there are rounds."""
+    values = [[v for v in map(figure.of, column) if v is not None]
+              for column in columns]
+    base = next((median(own) for column, own in zip(columns, values)
+                 if own and column[0]['variant'] == STOCK.name), None)
+    middles, spreads = [], []
+    for column, own in zip(columns, values):
+        if not own:
+            middles.append('-')
+            spreads.append('')
             continue
-        lines.append(
-            f'  {variant.name:8} {len(own)} rounds: snapshot '
-            + _span([m['seconds'] for m in own], '{:.1f}') + ' s, freeze '
-            + _span([m['freeze_s'] * 1e3 for m in own], '{:.1f}')
-            + ' ms, image '
-            + _span([m['image_bytes'] / 1e6 for m in own], '{:.0f}')
-            + ' MB, p99.9 by round ' + _span(tails, '{:.3f}') + ' ms,'
-            ' other processes took ' + _span([m['other_cpus'] for m in own],
-                                             '{:.2f}') + ' CPUs')
-        lines += [f'    round {m["round"]}: {m["totals"]}' for m in own
-                  if m['totals']]
+        ratio = (_ratio(median(own), base) if base
+                 and column[0]['variant'] != STOCK.name else '')
+        middles.append(f'{figure.show(median(own))} {ratio:>8}')
+        spreads.append(f'{figure.show(min(own))} - {figure.show(max(own))}')
+    lines = [_line(figure.name, middles)]
+    if max(map(len, values)) > 1:
+        lines.append(_line('', spreads))
+    return lines
+
+
+def _row_lines(row: Row, measurements: List[Measurement]) -> List[str]:
+    columns = [own for own in
+               ([m for m in measurements if m['variant'] == v.name]
+                for v in VARIANTS) if own]
+    lines = [f'{row.name}: {row.what}', '',
+             _line('', [f'{own[0]["variant"]}{"":9}' for own in columns])]
+    for figure in FIGURES:
+        lines += _figure_lines(figure, columns)
+    lines.append('')
+    for m in measurements:
+        lines.append(f'  {m["variant"]} {m["round"]}: '
+                     f'{m["image_bytes"] / 1e6:.0f} MB, other processes took '
+                     f'{m["other_cpus"]:.2f} CPUs; {m["totals"]}'.rstrip('; '))
     return lines + ['']
 
 
 def table(measurements: List[Measurement]) -> str:
-    """Quantiles of all rounds' samples together, per row and variant."""
-    lines: List[str] = []
+    """A table for each row."""
+    lines = [EXPLANATION]
     for row in ROWS:
         own = [m for m in measurements if m['row'] == row.name]
         if own:
-            lines += _row_table(row, own)
+            lines += _row_lines(row, own)
     return '\n'.join(lines)

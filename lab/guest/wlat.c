@@ -3,40 +3,63 @@
  *
  * Measures how long single memory writes take, inside the guest.
  *
- *   wlat RATE AREA_MB MAX_SAMPLES
+ *   wlat RATE AREA_MB STRIDE MAX_SAMPLES
  *
- * Writes one word to RATE random pages a second (0: as fast as possible) of an
- * area of AREA_MB and takes the time of each write with the TSC, which needs
- * neither a system call nor a device.  Each SIGUSR1 ends a window and begins
- * the next; the program says "wlat window <n>" when it has done so.  SIGTERM
- * ends the last one and prints, for each window n,
+ * Writes one word to RATE pages a second (0: as fast as possible) of an area
+ * of AREA_MB, in random order (STRIDE 0) or to every STRIDE-th page until all
+ * have had their turn.  The word is read just before, so that the write finds
+ * its address translated, and timed with the TSC, which needs neither a system
+ * call nor a device: a write that nothing stops takes well below SLOW_NS.
  *
- *   wlat n <window> <seconds> <writes> <samples that follow>
- *   wlat s <time of a write in ns> ...
- *   wlat r <writes in each successive 100 ms> ...
+ * Each SIGUSR1 ends a window and begins the next; the program says "wlat
+ * window <n>" when it has done so.  SIGTERM ends the last one and prints, for
+ * each window n,
  *
- * and "wlat end".  At full speed only writes of 20 us or more are kept as
- * samples.  Samples beyond MAX_SAMPLES of a window are counted, not kept.
+ *   wlat n <window> <seconds> <writes> <slow firsts> <slow agains>
+ *   wlat h <writes of 0 to 99 ns> <100 to 199 ns> ... <up to SLOW_NS>
+ *   wlat f <ns> ...   each slow write, SLOW_NS or more, that was the first slow
+ *                     one to its page in this window
+ *   wlat a <ns> ...   each other slow write
+ *   wlat r <writes in each successive 100 ms>
+ *
+ * and "wlat end".  A write trap stops no page twice, so "f" has each write that
+ * one stopped for that long.  Of f and a, MAX_SAMPLES each are kept, more are
+ * counted.
+ *
+ * About each half millisecond it reads the A20 gate's port, which changes
+ * nothing, but can be traced by the host: the guest's own clocks stand still
+ * while it is stopped.
  */
 #include <errno.h>
 #include <signal.h>
+#include <sys/io.h>
 #include <x86intrin.h>
 
 #include "lab.h"
 
-#define WINDOWS 8u
+#define WINDOWS 3u
 #define TENTHS 6000u
-#define FAST_SAMPLE_NS 20000u
+#define SLOW_NS 3000u
+#define BUCKET_NS 100u
+#define BUCKETS (SLOW_NS / BUCKET_NS)
+#define LIFE_PORT 0x92
+#define LIFE_NS 500000u
+
+typedef struct Samples {
+    size_t count;
+    uint32_t *ns;
+} Samples;
 
 typedef struct Window {
     uint64_t begin, end;
     uint64_t writes;
-    size_t samples;
-    uint32_t *ns;
+    uint32_t fast[BUCKETS];
+    Samples first, again;
     uint32_t tenths[TENTHS];
 } Window;
 
 static Window windows[WINDOWS];
+static size_t max_samples;
 static volatile sig_atomic_t marks, over;
 static double tsc_per_ns;
 
@@ -68,6 +91,20 @@ static void calibrate(void)
     tsc_per_ns = (double)ticks / (now_ns() - ns);
 }
 
+static void samples_init(Samples *s)
+{
+    s->ns = get_memory(max_samples * sizeof(uint32_t));
+    memset(s->ns, 1, max_samples * sizeof(uint32_t));
+}
+
+static void samples_add(Samples *s, uint64_t ns)
+{
+    if (s->count < max_samples) {
+        s->ns[s->count] = ns < UINT32_MAX ? ns : UINT32_MAX;
+    }
+    s->count++;
+}
+
 static void print_numbers(const char *kind, const uint32_t *n, size_t count)
 {
     char line[480];
@@ -82,6 +119,11 @@ static void print_numbers(const char *kind, const uint32_t *n, size_t count)
     }
 }
 
+static void print_samples(const char *kind, const Samples *s)
+{
+    print_numbers(kind, s->ns, s->count < max_samples ? s->count : max_samples);
+}
+
 static void report(int last)
 {
     for (int i = 0; i <= last; i++) {
@@ -89,38 +131,61 @@ static void report(int last)
         double seconds = (w->end - w->begin) / tsc_per_ns / 1e9;
         size_t tenths = seconds * 10;
 
-        say("wlat n %d %.3f %lu %zu", i, seconds, (unsigned long)w->writes,
-            w->samples);
-        print_numbers("s", w->ns, w->samples);
+        say("wlat n %d %.3f %lu %zu %zu", i, seconds,
+            (unsigned long)w->writes, w->first.count, w->again.count);
+        print_numbers("h", w->fast, BUCKETS);
+        print_samples("f", &w->first);
+        print_samples("a", &w->again);
         print_numbers("r", w->tenths, tenths < TENTHS ? tenths : TENTHS);
     }
     say("wlat end");
 }
 
+/* The page to write to next; @x is a new random number, @last the last page. */
+static size_t next_page(size_t last, size_t pages, unsigned stride, uint64_t x)
+{
+    if (!stride) {
+        return x % pages;
+    }
+    last += stride;
+    /* The next pass begins one page further. */
+    return last < pages ? last : (last + 1) % stride;
+}
+
 int main(int argc, char **argv)
 {
-    unsigned rate = argc > 3 ? atoi(argv[1]) : 0;
-    size_t pages = argc > 3 ? (size_t)atoi(argv[2]) * 256 : 0;
-    size_t max_samples = argc > 3 ? atoi(argv[3]) : 0;
-    uint64_t x = STEP, due, tenth;
+    unsigned rate = argc > 4 ? atoi(argv[1]) : 0;
+    size_t pages = argc > 4 ? (size_t)atoi(argv[2]) * 256 : 0;
+    unsigned stride = argc > 4 ? atoi(argv[3]) : 0;
+    uint64_t x = STEP, due, life = 0, tenth, life_ticks;
     volatile uint64_t *area;
+    uint8_t *slow_in;
     Window *w = windows;
+    size_t page = 0;
     int window = 0;
 
-    if (!pages || !max_samples) {
-        errx(1, "usage: wlat RATE AREA_MB MAX_SAMPLES");
+    max_samples = argc > 4 ? atoi(argv[4]) : 0;
+    if (!pages || !max_samples || (stride && pages % stride)) {
+        errx(1, "usage: wlat RATE AREA_MB STRIDE MAX_SAMPLES");
+    }
+    if (ioperm(LIFE_PORT, 1, 1)) {
+        err(1, "ioperm");
     }
     area = get_memory(pages * PAGE);
     for (size_t i = 0; i < pages; i++) {
         /* No zero pages: the snapshot has to carry each of them whole. */
         page_fill((uint64_t *)area + i * WORDS, page_seed(1, i, 0));
     }
+    /* The last window in which a write to the page was slow */
+    slow_in = get_memory(pages);
+    memset(slow_in, UINT8_MAX, pages);
     for (unsigned i = 0; i < WINDOWS; i++) {
-        windows[i].ns = get_memory(max_samples * sizeof(uint32_t));
-        memset(windows[i].ns, 1, max_samples * sizeof(uint32_t));
+        samples_init(&windows[i].first);
+        samples_init(&windows[i].again);
     }
     calibrate();
     tenth = 1e8 * tsc_per_ns;
+    life_ticks = LIFE_NS * tsc_per_ns;
     signal(SIGUSR1, on_mark);
     signal(SIGTERM, on_end);
     say("wlat window 0");
@@ -147,7 +212,9 @@ int main(int argc, char **argv)
         x ^= x << 13;
         x ^= x >> 7;
         x ^= x << 17;
-        word = area + x % pages * WORDS + (x >> 40) % WORDS;
+        page = next_page(page, pages, stride, x);
+        word = area + page * WORDS + (x >> 40) % WORDS;
+        (void)*word;
         start = tsc();
         *word = x;
         end = tsc();
@@ -157,8 +224,17 @@ int main(int argc, char **argv)
         if (t < TENTHS) {
             w->tenths[t]++;
         }
-        if ((rate || ns >= FAST_SAMPLE_NS) && w->samples < max_samples) {
-            w->ns[w->samples++] = ns < UINT32_MAX ? ns : UINT32_MAX;
+        if (ns < SLOW_NS) {
+            w->fast[ns / BUCKET_NS]++;
+        } else if (slow_in[page] != window) {
+            slow_in[page] = window;
+            samples_add(&w->first, ns);
+        } else {
+            samples_add(&w->again, ns);
+        }
+        if (end - life > life_ticks) {
+            inb(LIFE_PORT);
+            life = end;
         }
     }
     w->end = tsc();
