@@ -11,7 +11,8 @@ from . import env, kernel
 
 SOURCES = Path(__file__).resolve().parent / 'guest'
 INITRD = env.LAB / 'initrd'
-MODULES = ['virtio_pci', 'virtio_blk', 'crc32c_generic', 'ext4']
+MODULES = ['virtio_pci', 'virtio_blk', 'virtio_balloon', 'virtio_mem',
+           'crc32c_generic', 'ext4']
 # Program, and the libraries that it is linked with.
 PROGRAMS: Dict[str, List[str]] = {
     'selfcheck': [],

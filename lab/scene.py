@@ -6,17 +6,15 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional, Sequence
 
-from . import env, snapshot
+from . import env, host, snapshot
+from .memory import KINDS
 from .sink import FileSink
 from .vm import VM, Hardware
 from .workload import DiskCheck, SelfCheck
-
-
-class Skip(Exception):
-    """A case cannot run here; says why"""
 
 
 class Case(NamedTuple):
@@ -34,6 +32,7 @@ class Scene(contextlib.ExitStack):
         self.files = env.LAB / 'scratch' / name
         self.check = SelfCheck()
         self.disk_check = DiskCheck()
+        self.notes: List[str] = []
         self._overlays = 0
         self._restored = 0
         for folder in (self.logs, self.files):
@@ -41,16 +40,47 @@ class Scene(contextlib.ExitStack):
             folder.mkdir(parents=True)
         self.callback(shutil.rmtree, self.files, ignore_errors=True)
 
-    def boot(self, hardware: Optional[Hardware] = None, *more: str) -> VM:
+    def note(self, text: str) -> None:
+        """Have something shown with the outcome of a case that passes."""
+        self.notes.append(text)
+
+    def boot(self, hardware: Optional[Hardware] = None, *more: str,
+             launcher: Sequence[str] = ()) -> VM:
         """Boot the patched QEMU and start the workloads in the guest."""
         hardware = hardware or Hardware()
         vm = self.enter_context(VM(env.QEMU, hardware, self.logs / 'source',
-                                   *more))
+                                   '-trace', 'background_snapshot_*', *more,
+                                   launcher=launcher))
         vm.wait_boot()
+        while KINDS[hardware.memory].half_plugged and not self._plugged(vm):
+            time.sleep(0.1)
         if hardware.disk:
             self.disk_check.start(vm)
         self.check.start(vm)
         return vm
+
+    @staticmethod
+    def _plugged(vm: VM) -> bool:
+        """Has the guest got what its virtio-mem device is to have?"""
+        size, requested = (vm.qmp.cmd('qom-get', path='vmem', property=name)
+                           for name in ('size', 'requested-size'))
+        return size == requested
+
+    def choose_trap(self, vm: VM, trap: str) -> None:
+        """Have the snapshots of @vm use a write trap.
+
+        Raises Skip with QEMU's reason if this host has no such trap for the
+        VM's memory.  QEMU has to know that, and what is there.
+        """
+        reason = snapshot.traps(vm)[trap]
+        there = KINDS[vm.hardware.memory].has(trap)
+        if there and reason:
+            raise AssertionError(f'{trap} can be, but is out: {reason}')
+        if not there and not reason:
+            raise AssertionError(f'{trap} is available, but cannot be')
+        if reason:
+            raise host.Skip(f'{trap}: {reason}')
+        snapshot.set_trap(vm, trap)
 
     def new_disk(self) -> Path:
         """A disk for boot() which gives the guest a checked disk."""
@@ -119,13 +149,13 @@ def expect_status(vm: VM, *statuses: str) -> None:
                              + ' or '.join(statuses))
 
 
-def rounds(default: int) -> int:
+def rounds() -> int:
     """Snapshots of each VM in the main round-trip cases: ROUNDS."""
-    return int(os.environ.get('ROUNDS') or default)
+    return int(os.environ.get('ROUNDS') or 1)
 
 
-def needs_root(what: str) -> None:
-    if os.geteuid() != 0:
-        raise Skip(f'{what} needs root')
+def acceptance() -> bool:
+    """Whether time does not matter."""
+    return rounds() >= 20
 
 

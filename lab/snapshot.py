@@ -52,6 +52,22 @@ def enable(vm: VM) -> None:
         {'capability': c, 'state': True} for c in CAPABILITIES])
 
 
+def set_trap(vm: VM, trap: str) -> None:
+    """Choose the write trap; one that cannot be is refused by step 3 or 4."""
+    vm.qmp.cmd('migrate-set-parameters', snapshot_write_trap=trap)
+
+
+def traps(vm: VM) -> Dict[str, str]:
+    """Why @vm cannot have a write trap ('': it can), in the order of auto."""
+    return {t['trap']: '' if t['available'] else t['reason']
+            for t in vm.qmp.cmd('query-snapshot-write-traps')}
+
+
+def used_trap(vm: VM) -> str:
+    """The write trap of the latest snapshot; needs scene.boot()'s -trace."""
+    return vm.traced('background_snapshot_armed')[-1].split()[1].rstrip(',')
+
+
 def start(vm: VM, sink) -> int:
     """Step 4: begin to save the RAM.  Returns the mark for wait()."""
     mark = vm.qmp.mark()

@@ -7,19 +7,21 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Sequence, Tuple
 
-from . import env, guest, kernel
+from . import guest, kernel
 from .console import Console
+from .memory import KINDS
 from .qmp import Qmp
 
 MACHINE = 'pc-q35-10.0'
 CMDLINE = ('console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable '
            'no_timer_check mitigations=off cryptomgr.notests '
-           'rcupdate.rcu_cpu_stall_timeout=120')
+           'rcupdate.rcu_cpu_stall_timeout=120 memhp_default_state=online')
 TROUBLE = ('BUG:', 'WARNING:', 'Oops', 'Kernel panic', 'I/O error',
            'EXT4-fs error', 'lab: ')
 
@@ -28,39 +30,37 @@ TROUBLE = ('BUG:', 'WARNING:', 'Oops', 'Kernel panic', 'I/O error',
 class Hardware:
     """What a VM has; a restored one must have the same.
 
-    memory: plain, two (NUMA nodes with a backend each), memfd (shared).
-    disk: a qcow2 image, which becomes the guest's /dev/vda.
+    memory: one of memory.KINDS.
+    disk: a qcow2 image, which becomes the guest's /dev/vda; read and written
+        by @aio, in a thread of its own if @iothread.
+    devices: a -device each.
     """
     vcpus: int = 1
     ram_mb: int = 320
     memory: str = 'plain'
     disk: Optional[Path] = None
     aio: str = 'threads'
+    iothread: bool = False
+    devices: Tuple[str, ...] = ()
 
     def arguments(self) -> List[str]:
-        machine = f'{MACHINE},usb=off'
-        more: List[str] = []
-        if self.memory == 'two':
-            half = self.ram_mb // 2
-            for node in (0, 1):
-                more += ['-object', 'memory-backend-ram,'
-                         f'id=ram{node},size={half}M',
-                         '-numa', f'node,nodeid={node},memdev=ram{node}']
-        elif self.memory == 'memfd':
-            machine += ',memory-backend=shared'
-            more += ['-object', 'memory-backend-memfd,'
-                     f'id=shared,share=on,size={self.ram_mb}M']
-        elif self.memory != 'plain':
-            raise ValueError(f'unknown kind of memory: {self.memory}')
+        machine, more = KINDS[self.memory].arguments(self.ram_mb)
         if self.disk:
             more += ['-blockdev', 'driver=qcow2,node-name=disk,'
                      'file.driver=file,cache.direct=on,'
                      f'file.cache.direct=on,file.aio={self.aio},'
-                     f'file.filename={self.disk}',
-                     '-device', 'virtio-blk-pci,id=vda,drive=disk']
+                     f'file.filename={self.disk}']
+            device = 'virtio-blk-pci,id=vda,drive=disk'
+            if self.iothread:
+                more += ['-object', 'iothread,id=disk-thread']
+                device += ',iothread=disk-thread'
+            more += ['-device', device]
+        for device in self.devices:
+            more += ['-device', device]
         return ['-nodefaults', '-no-user-config', '-display', 'none',
-                '-M', machine, '-accel', 'tcg,thread=multi', '-cpu', 'max',
-                '-m', str(self.ram_mb), '-smp', str(self.vcpus),
+                '-M', f'{MACHINE},usb=off{machine}',
+                '-accel', 'tcg,thread=multi', '-cpu', 'max',
+                '-smp', str(self.vcpus),
                 '-kernel', str(kernel.KERNEL), '-initrd', str(guest.INITRD),
                 '-append', CMDLINE, *more]
 
@@ -68,21 +68,25 @@ class Hardware:
 class VM:
     """A running QEMU.  Use as a context manager: leaving it ends QEMU.
 
-    binary: which QEMU; log: the common beginning of its log files' names.
+    binary: which QEMU; log: the common beginning of its log files' names;
+    launcher: a command that executes QEMU, such as those of confined.py.
     """
 
     def __init__(self, binary: Path, hardware: Hardware, log: Path,
-                 *more: str):
+                 *more: str, launcher: Sequence[str] = ()):
         self.binary = binary
         self.hardware = hardware
         self._kernel_log = log.with_name(log.name + '.kernel.log')
         self._kernel_log.unlink(missing_ok=True)
+        # Not by QEMU itself, which may run as somebody else.
+        self._kernel_log.touch()
+        self._kernel_log.chmod(0o666)
         self.output = log.with_name(log.name + '.qemu.log')
         monitor, monitor_far = socket.socketpair()
         serial, serial_far = socket.socketpair()
         with monitor_far, serial_far, self.output.open('wb') as output:
             self.process = subprocess.Popen(
-                [str(binary), *hardware.arguments(),
+                [*launcher, str(binary), *hardware.arguments(),
                  '-chardev', f'socket,id=qmp,fd={monitor_far.fileno()}',
                  '-mon', 'chardev=qmp,mode=control',
                  '-serial', f'file:{self._kernel_log}',
@@ -122,6 +126,31 @@ class VM:
         """How many mappings the kernel keeps for the process."""
         maps = Path(f'/proc/{self.process.pid}/maps')
         return len(maps.read_text().splitlines())
+
+    def memory_used(self) -> int:
+        """Bytes of the host's memory, and of its files, that QEMU occupies.
+
+        Counted are anonymous memory and the files without a name that QEMU
+        has open: those of memfds and of backends whose mem-path is a folder.
+        """
+        process = Path(f'/proc/{self.process.pid}')
+        [anonymous] = re.findall(r'^RssAnon:\s+(\d+) kB',
+                                 (process / 'status').read_text(), re.M)
+        blocks = 0
+        for fd in (process / 'fd').iterdir():
+            try:
+                file = fd.stat()
+            except FileNotFoundError:
+                continue  # closed by now
+            if stat.S_ISREG(file.st_mode) and file.st_nlink == 0:
+                blocks += file.st_blocks
+        return int(anonymous) * 1024 + blocks * 512
+
+    def rollup(self, line: str) -> int:
+        """Bytes that a line of the process's smaps_rollup tells."""
+        text = Path(f'/proc/{self.process.pid}/smaps_rollup').read_text()
+        [kb] = re.findall(rf'^{line}:\s+(\d+) kB', text, re.M)
+        return int(kb) * 1024
 
     def traced(self, event: str) -> List[str]:
         """What `-trace event` has written so far, without the event's name."""

@@ -9,29 +9,37 @@ from dataclasses import dataclass
 from .console import GuestError
 from .vm import VM
 
-START_TIMEOUT = 60
+START_TIMEOUT = 120
 ROUND_TIMEOUT = 120
 
 
 @dataclass
 class SelfCheck:
-    """guest/selfcheck.c: sizes in MiB; pause_us is slept after 64 pages."""
+    """guest/selfcheck.c: sizes in MiB; pause_us is slept after 64 pages.
+
+    stride: pages from one write to the next; 0: ways that vary.
+    proof: how many rounds of each thread are enough to have seen all.
+    """
     write_mb: int = 96
     static_mb: int = 24
     pause_us: int = 0
+    stride: int = 0
+    proof: int = 2
 
     def start(self, vm: VM) -> None:
         mark = vm.console.mark()
         vm.console.run(f'selfcheck {vm.hardware.vcpus} {self.write_mb} '
-                       f'{self.static_mb} {self.pause_us} &')
+                       f'{self.static_mb} {self.pause_us} '
+                       f'{self.stride} &')
         vm.console.wait(r'^self round=\d+ .*ok', mark, START_TIMEOUT)
 
-    def prove(self, vm: VM, rounds: int = 2) -> None:
-        """Let each thread do @rounds whole rounds without a mismatch."""
+    def prove(self, vm: VM) -> None:
+        """Let each thread do whole rounds without a mismatch."""
         mark = vm.console.mark()
         now = vm.console.wait(r'^self round=(\d+) .*ok', mark, ROUND_TIMEOUT)
         # One more, since a round was going on.
-        _reach(vm, r'^self round=(\d+) .*ok', int(now.group(1)) + rounds + 1)
+        _reach(vm, r'^self round=(\d+) .*ok',
+               int(now.group(1)) + self.proof + 1)
 
     def last_round(self, vm: VM) -> int:
         """How many rounds the guest has last reported as done."""

@@ -6,7 +6,8 @@ import subprocess
 import time
 
 from .. import snapshot
-from ..scene import Case, Scene, expect_status, needs_root
+from ..host import mount_tmpfs
+from ..scene import Case, Scene, expect_status
 from ..sink import ExecSink, FileSink, PipeSink, SocketSink
 from ..vm import VM, Hardware
 from .lifecycle import begin, expect_active, under_way
@@ -40,13 +41,8 @@ def command_ends(scene: Scene) -> None:
 
 def disk_full(scene: Scene) -> None:
     """A file system fills up; when there is room, a retry works."""
-    needs_root('mounting a tmpfs')
     room = scene.files / 'tmpfs'
-    room.mkdir()
-    subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64m', 'lab', room],
-                   check=True)
-    # Lazy: it must not fail for what still has a file open there.
-    scene.callback(subprocess.run, ['umount', '-l', room])
+    mount_tmpfs(scene, room, 'size=64m')
     vm = scene.boot()
     scene.pause(vm)
     mark = snapshot.start(vm, FileSink(room / 'image'))

@@ -154,6 +154,13 @@ def quit_ends(scene: Scene) -> None:
         raise AssertionError(f'QEMU ended with code {code} after quit')
 
 
+def expect_mappings(vm: VM, before: int) -> None:
+    after = vm.mappings()
+    # A few more or less: stacks and arenas of threads come and go.
+    if abs(after - before) > 20:
+        raise AssertionError(f'{before} mappings before, {after} after')
+
+
 def traps_end(scene: Scene) -> None:
     """After the snapshot: as many mappings as before, and full speed."""
     vm = scene.boot()
@@ -162,10 +169,7 @@ def traps_end(scene: Scene) -> None:
     scene.pause(vm)
     snapshot.wait(vm, snapshot.start(vm, sink))
     scene.check.prove(vm)
-    after = vm.mappings()
-    # A few more or less: stacks and arenas of threads come and go.
-    if abs(after - before) > 20:
-        raise AssertionError(f'{before} mappings before, {after} after')
+    expect_mappings(vm, before)
     # Others may use this machine: what counts is one good time of five.
     tries = []
     while len(tries) < 5 and (not tries or max(tries) < 0.7 * speed):

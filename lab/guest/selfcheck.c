@@ -3,13 +3,14 @@
  *
  * A guest memory workload that checks itself.
  *
- *   selfcheck THREADS WRITE_MB STATIC_MB [PAUSE_US]
+ *   selfcheck THREADS WRITE_MB STATIC_MB [PAUSE_US [STRIDE]]
  *
  * Each thread owns a part of WRITE_MB and of STATIC_MB.  In round r it visits
  * each of its pages once, expects there what round r - 1 wrote and writes what
- * round r says; odd rounds walk in order, even ones jump about.  The position
- * in the round and the round's number live in the thread's registers and
- * stack, so a page from any other moment is noticed within one round.  The
+ * round r says; odd rounds walk in order, even ones jump about; with STRIDE,
+ * all take every STRIDE-th page, then those next to these, and so on.  The
+ * position in the round and the round's number live in the thread's registers
+ * and stack, so a page from any other moment is noticed within one round.  The
  * static part is only read.  PAUSE_US of sleep after each 64 pages make the
  * writer a slow one.
  *
@@ -55,6 +56,7 @@ static TicketPage next_ticket = { .tag = "TICKETS" };
 static TicketPage signed_by[SLOTS];
 static atomic_int bad;
 static unsigned pause_us;
+static unsigned stride;
 
 static void __attribute__((noreturn)) stop_bad(void)
 {
@@ -154,7 +156,7 @@ static void *work(void *opaque)
     size_t far = jump(w->pages ? w->pages : 1);
 
     for (uint64_t round = 1; ; round++) {
-        size_t page = 0, step = round % 2 ? 1 : far;
+        size_t page = 0, step = stride ? stride : round % 2 ? 1 : far;
 
         for (size_t i = 0; i < w->pages; i++) {
             if (i % BATCH == 0) {
@@ -179,10 +181,11 @@ int main(int argc, char **argv)
     unsigned threads = argc > 3 ? atoi(argv[1]) : 0;
 
     if (threads < 1 || threads > MAX_THREADS) {
-        errx(1, "usage: selfcheck THREADS(1-%u) WRITE_MB STATIC_MB [PAUSE_US]",
-             MAX_THREADS);
+        errx(1, "usage: selfcheck THREADS(1-%u) WRITE_MB STATIC_MB "
+             "[PAUSE_US [STRIDE]]", MAX_THREADS);
     }
     pause_us = argc > 4 ? atoi(argv[4]) : 0;
+    stride = argc > 5 ? atoi(argv[5]) : 0;
     for (unsigned i = 0; i < SLOTS; i++) {
         atomic_store(&signed_by[i].value, (unsigned long)i - SLOTS);
     }
@@ -195,6 +198,10 @@ int main(int argc, char **argv)
 
         w->id = t;
         w->pages = (size_t)atoi(argv[2]) * (1 << 20) / PAGE / threads;
+        if (stride) {
+            /* So that the step after the last one is to page 1 */
+            w->pages -= (w->pages + 1) % stride;
+        }
         w->still_pages = (size_t)atoi(argv[3]) * (1 << 20) / PAGE / threads;
         w->area = w->pages ? get_memory(w->pages * PAGE) : NULL;
         w->still = w->still_pages ? get_memory(w->still_pages * PAGE) : NULL;

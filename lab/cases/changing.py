@@ -1,0 +1,168 @@
+"""RAM that is given back, plugged in or unplugged during a snapshot.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+import time
+from typing import Any, Callable
+
+from .. import snapshot
+from ..host import MIB
+from ..memory import BOOT_MB
+from ..scene import Case, Scene
+from ..sink import PipeSink
+from ..vm import VM, Hardware
+from ..workload import SelfCheck
+from .bad_input import refused
+from .lifecycle import expect_active, under_way
+
+# In the image they are in use, while the guest that runs on frees them.
+FREED_MB = 200
+RAM_MB = 448
+PLUG_MB = 512
+SLOW_MB_S = 40
+BALLOON = 'virtio-balloon-pci,id=balloon'
+
+
+def wait_until(what: str, condition: Callable[[], Any],
+               timeout: float = 30) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f'{what}: not within {timeout:.0f} s')
+        time.sleep(0.1)
+
+
+def expect_given_back(vm: VM, before: int) -> None:
+    """Most of what the guest has freed is the host's again."""
+    wait_until(f'{FREED_MB} MiB given back', lambda:
+               before - vm.memory_used() > 0.8 * FREED_MB * MIB)
+
+
+def begin(scene: Scene, hardware: Hardware):
+    """Boot, and have a snapshot under way of a guest that uses FREED_MB."""
+    scene.check = SelfCheck(write_mb=16, static_mb=FREED_MB)
+    vm = scene.boot(hardware)
+    sink = PipeSink(scene.image(), mb_per_s=SLOW_MB_S)
+    scene.pause(vm)
+    mark = snapshot.start(vm, sink)
+    under_way(vm, sink)
+    return vm, sink, mark
+
+
+def free(vm: VM) -> None:
+    """Have the guest end its workload."""
+    since = vm.console.mark()
+    vm.console.run('killall -9 selfcheck; sleep 0.5; echo freed')
+    vm.console.wait('^freed', since, 30)
+
+
+def prove_both(scene: Scene, vm: VM, image) -> None:
+    """The guest works anew with all its memory, and the image as before."""
+    small = SelfCheck(write_mb=16, static_mb=FREED_MB)
+    small.start(vm)
+    scene.prove(vm)
+    scene.prove_image(image, vm.hardware)
+
+
+def balloon(scene: Scene) -> None:
+    """The guest gives back memory that the image is still to get."""
+    vm, sink, mark = begin(scene, Hardware(ram_mb=RAM_MB, devices=(BALLOON,)))
+    used = vm.memory_used()
+    free(vm)
+    vm.qmp.cmd('balloon', value=(RAM_MB - FREED_MB) * MIB)
+    wait_until('some of the balloon', lambda: vm.qmp.cmd('query-balloon')
+               ['actual'] < (RAM_MB - FREED_MB / 10) * MIB)
+    expect_active(vm, 'balloon inflated')
+    snapshot.wait(vm, mark)
+    wait_until('all of the balloon', lambda: vm.qmp.cmd('query-balloon')
+               ['actual'] <= (RAM_MB - FREED_MB) * MIB)
+    expect_given_back(vm, used)
+    vm.qmp.cmd('balloon', value=RAM_MB * MIB)
+    wait_until('balloon deflated', lambda: vm.qmp.cmd('query-balloon')
+               ['actual'] == RAM_MB * MIB)
+    prove_both(scene, vm, sink.finish())
+
+
+def free_page_reporting(scene: Scene) -> None:
+    """Linux reports what it has freed, about 2 s later, without being asked.
+
+    The first time shows that it does.
+    """
+    hardware = Hardware(ram_mb=RAM_MB,
+                        devices=(f'{BALLOON},free-page-reporting=on',))
+    vm, sink, mark = begin(scene, hardware)
+    snapshot.wait(vm, mark)
+    sink.finish()
+    used = vm.memory_used()
+    free(vm)
+    expect_given_back(vm, used)
+
+    scene.check.start(vm)
+    sink = PipeSink(scene.image(), mb_per_s=SLOW_MB_S)
+    scene.pause(vm)
+    mark = snapshot.start(vm, sink)
+    under_way(vm, sink)
+    free(vm)
+    time.sleep(3)
+    expect_active(vm, 'pages reported')
+    snapshot.wait(vm, mark)
+    prove_both(scene, vm, sink.finish())
+
+
+def virtio_mem(scene: Scene) -> None:
+    """Less is asked for; it comes about after the snapshot.  So does more."""
+    vm, sink, mark = begin(scene, Hardware(ram_mb=BOOT_MB + PLUG_MB,
+                                           memory='virtio-mem'))
+
+    def request(mib: int) -> None:
+        vm.qmp.cmd('qom-set', path='vmem', property='requested-size',
+                   value=mib * MIB)
+
+    def size() -> int:
+        return vm.qmp.cmd('qom-get', path='vmem', property='size') // MIB
+
+    request(PLUG_MB // 2)
+    time.sleep(2)
+    scene.check.moves(vm)
+    expect_active(vm, 'less requested')
+    if size() != PLUG_MB:
+        raise AssertionError(f'{size()} MiB plugged in during the snapshot')
+    # The guest tries again after 5 s, and later and later.
+    sink.full_speed()
+    snapshot.wait(vm, mark)
+    wait_until('unplugged', lambda: size() <= PLUG_MB // 2, 60)
+    request(PLUG_MB * 3 // 2)
+    wait_until('plugged', lambda: size() == PLUG_MB * 3 // 2, 60)
+    scene.prove(vm)
+    scene.prove_image(sink.finish(), vm.hardware)
+
+
+def dimm(scene: Scene) -> None:
+    """Devices come and go after the snapshot; a backend may come at once."""
+    vm, sink, mark = begin(scene, Hardware(ram_mb=BOOT_MB + PLUG_MB,
+                                           memory='dimm'))
+    vm.qmp.cmd('object-add', qom_type='memory-backend-ram', id='late',
+               size=PLUG_MB * MIB)
+    late = {'driver': 'pc-dimm', 'id': 'late-dimm', 'memdev': 'late'}
+    refused('a DIMM', 'migrating', lambda: vm.qmp.cmd('device_add', **late))
+    refused('removing one', 'migrating',
+            lambda: vm.qmp.cmd('device_del', id='dimm'))
+    scene.check.moves(vm)
+    expect_active(vm, 'a DIMM was refused')
+    snapshot.wait(vm, mark)
+    vm.qmp.cmd('device_add', **late)
+    since = vm.console.mark()
+    vm.console.run('until [ $(awk "/MemTotal/{print \\$2}" /proc/meminfo) -gt '
+                   f'{(BOOT_MB + PLUG_MB) << 10} ]; do sleep 0.2; done; '
+                   'echo plugged')
+    vm.console.wait('^plugged', since, 30)
+    scene.prove(vm)
+    scene.prove_image(sink.finish(), vm.hardware)
+
+
+CASES = [
+    Case('balloon', balloon),
+    Case('free-page-reporting', free_page_reporting),
+    Case('virtio-mem-resize', virtio_mem),
+    Case('dimm-hotplug', dimm),
+]

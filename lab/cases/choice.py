@@ -1,0 +1,134 @@
+"""Which write traps there are, which one is taken, and what is refused.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+import re
+from pathlib import Path
+from typing import List
+
+from .. import host, snapshot
+from ..scene import Case, Scene
+from ..sink import PipeSink
+from ..vm import VM, Hardware
+from ..workload import SelfCheck
+from .bad_input import refused, still_clean
+from .lifecycle import begin
+from .traps import TRAPS
+
+WITHOUT_USERFAULTFD = [str(Path(__file__).resolve().parent.parent
+                           / 'without-userfaultfd')]
+# Reading anything is left to it: the build may be where nobody else can read.
+AS_NOBODY = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups',
+             '--inh-caps=-all,+dac_read_search',
+             '--ambient-caps=-all,+dac_read_search',
+             '--bounding-set=-all,+dac_read_search', '--pdeathsig=KILL']
+UNPRIVILEGED = Path('/proc/sys/vm/unprivileged_userfaultfd')
+HELP = r'/dev/userfaultfd.*vm\.unprivileged_userfaultfd'
+
+
+def boot(scene: Scene, launcher: List[str], memory: str = 'plain') -> VM:
+    scene.check = SelfCheck(write_mb=48, static_mb=16)
+    return scene.boot(Hardware(memory=memory), launcher=launcher)
+
+
+def expect_out(vm: VM, *out: str) -> None:
+    """Exactly the traps @out cannot be, and it is told what would help."""
+    for trap, reason in snapshot.traps(vm).items():
+        if (trap in out) != bool(reason):
+            raise AssertionError(f'{trap}: expected '
+                                 + ('a reason' if trap in out else 'none')
+                                 + f', got "{reason}"')
+        if reason and not re.search(HELP, reason):
+            raise AssertionError(f'{trap}: what would help? {reason}')
+
+
+def auto_takes(scene: Scene, vm: VM, trap: str) -> None:
+    """As a pipe, the image can be written by whatever user QEMU runs as."""
+    scene.round_trip(vm, PipeSink(scene.image()))
+    if snapshot.used_trap(vm) != trap:
+        raise AssertionError(f'auto took {snapshot.used_trap(vm)} '
+                             f'instead of {trap}')
+
+
+def query(scene: Scene) -> None:
+    """The order is that of auto, which takes the first; HMP says the same."""
+    vm = boot(scene, [])
+    told = snapshot.traps(vm)
+    if list(told) != TRAPS:
+        raise AssertionError(f'told {list(told)}, expected {TRAPS}')
+    text = vm.qmp.cmd('human-monitor-command',
+                      command_line='info snapshot_write_traps')
+    for line, (trap, reason) in zip(text.splitlines(), told.items()):
+        if not line.startswith(f'{trap}: '
+                               + ('not available' if reason else 'available')):
+            raise AssertionError(f'HMP says of {trap}: {line}')
+    default = vm.qmp.cmd('query-migrate-parameters')['snapshot-write-trap']
+    if default != 'auto':
+        raise AssertionError(f'the default is {default}')
+    scene.choose_trap(vm, 'uffd-signal')
+    snapshot.set_trap(vm, 'auto')
+    auto_takes(scene, vm, 'uffd-signal')
+
+
+def unprivileged(scene: Scene) -> None:
+    """Without /dev/userfaultfd, only writes by user code can be trapped."""
+    host.needs_root('running QEMU as nobody')
+    host.change(scene, UNPRIVILEGED, '0')
+    vm = boot(scene, AS_NOBODY)
+    expect_out(vm, 'uffd-thread')
+    auto_takes(scene, vm, 'uffd-signal')
+
+
+def userfaultfd_forbidden(scene: Scene) -> None:
+    host.needs_root('running QEMU as nobody')
+    host.change(scene, UNPRIVILEGED, '0')
+    vm = boot(scene, WITHOUT_USERFAULTFD + AS_NOBODY)
+    expect_out(vm, 'uffd-signal', 'uffd-thread')
+    for trap in ('uffd-signal', 'uffd-thread'):
+        snapshot.set_trap(vm, trap)
+        refused(trap, f'{trap}: .*{HELP}', lambda: snapshot.enable(vm))
+        still_clean(scene, vm)
+    snapshot.set_trap(vm, 'auto')
+    auto_takes(scene, vm, 'mprotect')
+
+
+def impossible(scene: Scene) -> None:
+    """A trap that cannot be is refused, however late it is asked for."""
+    vm = boot(scene, [], 'file-shared')
+    for value in ('nosuch', '', 'UFFD-SIGNAL'):
+        refused(f'"{value}"', 'snapshot-write-trap|does not accept',
+                lambda v=value: snapshot.set_trap(vm, v))
+    snapshot.enable(vm)
+    for trap in ('uffd-signal', 'uffd-thread'):
+        snapshot.set_trap(vm, trap)
+        # Names the trap, what it cannot serve, and what could be had instead.
+        refused(trap, f'{trap}: .*ram0.*(anonymous|shmem)',
+                lambda: snapshot.start(vm, PipeSink(scene.image())))
+        still_clean(scene, vm)
+    snapshot.set_trap(vm, 'auto')
+    auto_takes(scene, vm, 'mprotect')
+
+
+def during(scene: Scene) -> None:
+    """Another trap, asked for during a snapshot, is that of the next."""
+    vm = boot(scene, [])
+    snapshot.set_trap(vm, 'mprotect')
+    sink, mark = begin(scene, vm)
+    refused('a query', 'migration', lambda: snapshot.traps(vm))
+    snapshot.set_trap(vm, 'auto')
+    still_clean(scene, vm)
+    snapshot.wait(vm, mark)
+    scene.prove_image(sink.finish(), vm.hardware)
+    if snapshot.used_trap(vm) != 'mprotect':
+        raise AssertionError(f'used {snapshot.used_trap(vm)}')
+    scene.choose_trap(vm, 'uffd-signal')
+    auto_takes(scene, vm, 'uffd-signal')
+
+
+CASES = [
+    Case('trap-query', query),
+    Case('trap-unprivileged', unprivileged),
+    Case('trap-userfaultfd-forbidden', userfaultfd_forbidden),
+    Case('trap-impossible', impossible),
+    Case('trap-during', during),
+]

@@ -1,0 +1,58 @@
+"""Writes all over a large guest, where mprotect() runs out of mappings.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+import re
+import time
+from pathlib import Path
+
+from .. import host, snapshot
+from ..host import MIB
+from ..scene import Case, Scene, acceptance
+from ..sink import PipeSink
+from ..vm import Hardware
+from ..workload import SelfCheck
+from .lifecycle import expect_mappings
+
+FAULTS = 300000
+# The first write to every 32nd page is saved with the 64 KiB around it and
+# leaves an island.  When there may be no more of those, each further page is a
+# fault of its own.  A slow sink keeps the scanner from being faster.
+STRIDE = 32
+WRITE_MB, RAM_MB = 3200, 3700
+BUFFER_MB, SINK_MB_S = 1, 80
+MAX_MAP_COUNT = Path('/proc/sys/vm/max_map_count')
+DEFAULT_MAX_MAP_COUNT = 65530
+# So many that there is no doubt: the trap had to do without new ones.
+MANY = 40000
+
+
+def scattered(scene: Scene) -> None:
+    host.change(scene, MAX_MAP_COUNT, str(DEFAULT_MAX_MAP_COUNT))
+    scene.check = SelfCheck(WRITE_MB, static_mb=0, stride=STRIDE, proof=1)
+    vm = scene.boot(Hardware(vcpus=2, ram_mb=RAM_MB))
+    scene.choose_trap(vm, 'mprotect')
+    vm.qmp.cmd('migrate-set-parameters',
+               snapshot_buffer_size=BUFFER_MB * MIB)
+    before = peak = vm.mappings()
+    sink = PipeSink(scene.image(), SINK_MB_S)
+    scene.pause(vm)
+    mark = snapshot.start(vm, sink)
+    while vm.qmp.cmd('query-migrate')['status'] in ('setup', 'active'):
+        peak = max(peak, vm.mappings())
+        time.sleep(0.1)
+    snapshot.wait(vm, mark)
+    [totals] = vm.traced('background_snapshot_end')
+    faults = int(re.search(r'faults (\d+), waits', totals).group(1))
+    scene.note(f'{faults} faults, at most {peak} mappings')
+    if faults < FAULTS or peak < MANY:
+        raise AssertionError(f'{faults} faults and {peak} mappings are too '
+                             f'few to show anything: {totals}')
+    expect_mappings(vm, before)
+    scene.prove(vm)
+    vm.qmp.cmd('stop')
+    scene.prove_image(sink.finish(), vm.hardware)
+
+
+# Takes minutes.
+CASES = [Case('mprotect-scattered', scattered)] if acceptance() else []
