@@ -1,5 +1,5 @@
 /*
- * Background snapshot: which VMs it can be taken of
+ * Background snapshot: which VMs it can be taken of, and with which write trap
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -7,13 +7,22 @@
  */
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "qapi/qapi-commands-migration.h"
+#include "qemu/rcu.h"
+#include "exec/memory.h"
+#include "exec/ramblock.h"
+#include "exec/target_page.h"
+#include "hw/boards.h"
 #include "hw/virtio/vhost.h"
+#include "migration/misc.h"
 #include "qom/object.h"
 #include "system/kvm.h"
-#include "system/tcg.h"
 #include "system/qtest.h"
+#include "system/tcg.h"
 #include "background-snapshot.h"
+#include "options.h"
 #include "ram.h"
+#include "snapshot-ram.h"
 
 /* QOM types whose devices let others write guest RAM behind QEMU's back */
 static const char *const foreign_writers[] = {
@@ -23,54 +32,224 @@ static const char *const foreign_writers[] = {
     "vfio-platform",
     "ivshmem-common",
     "x-pci-proxy-dev",
+    NULL
 };
 
-static int find_foreign_writer(Object *obj, void *opaque)
+/*
+ * QOM types of devices whose libraries write guest RAM in threads of their
+ * own, which block SIGBUS as they were not made by qemu_thread_create()
+ */
+static const char *const sigbus_blockers[] = {
+    "pci-qxl",
+    "virtio-gpu-rutabaga-device",
+    NULL
+};
+
+/* In the order in which auto tries them; NULL where the host has none */
+static const struct {
+    SnapshotWriteTrap name;
+    const WriteTrapOps *ops;
+} traps[] = {
+#ifdef CONFIG_LINUX
+    { SNAPSHOT_WRITE_TRAP_UFFD_SIGNAL, &write_trap_uffd_signal },
+#else
+    { SNAPSHOT_WRITE_TRAP_UFFD_SIGNAL, NULL },
+#endif
+#ifdef CONFIG_POSIX
+    { SNAPSHOT_WRITE_TRAP_MPROTECT, &write_trap_mprotect },
+#else
+    { SNAPSHOT_WRITE_TRAP_MPROTECT, NULL },
+#endif
+#ifdef CONFIG_LINUX
+    { SNAPSHOT_WRITE_TRAP_UFFD_THREAD, &write_trap_uffd_thread },
+#else
+    { SNAPSHOT_WRITE_TRAP_UFFD_THREAD, NULL },
+#endif
+};
+
+typedef struct DeviceSearch {
+    const char *const *types;
+    Object *found;
+} DeviceSearch;
+
+static int device_search_visit(Object *obj, void *opaque)
 {
-    Error **errp = opaque;
-    size_t i;
+    DeviceSearch *search = opaque;
+    const char *const *type;
 
-    for (i = 0; i < ARRAY_SIZE(foreign_writers); i++) {
-        if (object_dynamic_cast(obj, foreign_writers[i])) {
-            g_autofree char *path = object_get_canonical_path(obj);
-
-            error_setg(errp, "Background-snapshot is not possible with %s "
-                       "(%s): its writes to guest RAM cannot be trapped",
-                       path, object_get_typename(obj));
+    for (type = search->types; *type; type++) {
+        if (object_dynamic_cast(obj, *type)) {
+            search->found = obj;
             return 1;
         }
     }
     return 0;
 }
 
-const WriteTrapOps *background_snapshot_choose_trap(Error **errp)
+/* Returns true if there is a device of @types; @errp says which, and @why */
+static bool find_device(const char *const *types, const char *why,
+                        Error **errp)
 {
-#ifdef CONFIG_POSIX
-    if (!tcg_enabled() && !qtest_enabled()) {
-        error_setg(errp, "Background-snapshot is not possible with this "
-                   "accelerator: it does not tell which of the guest's writes "
-                   "was stopped by the 'mprotect' write trap");
-        return NULL;
+    DeviceSearch search = { .types = types };
+    g_autofree char *path = NULL;
+
+    object_child_foreach_recursive(object_get_root(), device_search_visit,
+                                   &search);
+    if (!search.found) {
+        return false;
     }
-    return &write_trap_mprotect;
-#else
-    error_setg(errp, "Background-snapshot is not possible on this host: "
-               "there is no write trap for it");
-    return NULL;
-#endif
+    path = object_get_canonical_path(search.found);
+    error_setg(errp, "%s (%s) %s", path, object_get_typename(search.found),
+               why);
+    return true;
 }
 
-bool background_snapshot_supported(Error **errp)
+/* Are all writers of guest RAM such that some trap sees them? */
+static bool check_writers(Error **errp)
 {
-    if (!background_snapshot_choose_trap(errp)) {
+    if (!tcg_enabled() && !qtest_enabled() && !kvm_enabled()) {
+        error_setg(errp, "There is no write trap for this accelerator");
         return false;
     }
-    /* There is a limit only if there are vhost devices */
-    if (vhost_get_max_memslots() != UINT_MAX) {
-        error_setg(errp, "Background-snapshot is not possible with vhost "
-                   "devices: their writes to guest RAM cannot be trapped");
+    if (current_machine && current_machine->cgs) {
+        error_setg(errp, "The memory of a confidential guest cannot be read");
         return false;
     }
-    return !object_child_foreach_recursive(object_get_root(),
-                                           find_foreign_writer, errp);
+    if (vhost_in_use(VHOST_BACKEND_TYPE_USER)) {
+        error_setg(errp, "A vhost-user device's writes to guest RAM are those "
+                   "of another process and cannot be trapped");
+        return false;
+    }
+    if (vhost_in_use(VHOST_BACKEND_TYPE_VDPA)) {
+        error_setg(errp, "A vhost-vdpa device's writes to guest RAM cannot be "
+                   "trapped");
+        return false;
+    }
+    if (find_device(foreign_writers, "lets others write guest RAM, which "
+                    "cannot be trapped", errp)) {
+        return false;
+    }
+    if (ram_block_discard_is_disabled()) {
+        error_setg(errp, "Guest RAM is pinned for a device of the host (such "
+                   "as by an nvme:// or blkio disk), whose writes cannot be "
+                   "trapped");
+        return false;
+    }
+    return true;
+}
+
+/* Do all writers handle their own faults, or can be told from in advance? */
+static bool check_in_thread(const WriteTrapOps *ops, Error **errp)
+{
+    if (kvm_enabled()) {
+        error_setg(errp, "KVM does not tell which of the guest's writes was "
+                   "stopped");
+        return false;
+    }
+    if (vhost_in_use(VHOST_BACKEND_TYPE_KERNEL)) {
+        error_setg(errp, "A vhost device in the host's kernel does not tell "
+                   "which of its writes was stopped");
+        return false;
+    }
+    return !ops->raises_sigbus ||
+           !find_device(sigbus_blockers, "has threads that block SIGBUS", errp);
+}
+
+static bool no_fault(void *host, void *opaque)
+{
+    return false;
+}
+
+/* Would the host trap writes to the VM's memory?  Tries. */
+static bool check_memory(const WriteTrapOps *ops, Error **errp)
+{
+    ERRP_GUARD();
+    WriteTrap *trap = ops->new(NULL, 0, no_fault, NULL, errp);
+    bool ok = true;
+    RAMBlock *block;
+
+    if (!trap) {
+        return false;
+    }
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH_NOT_IGNORED(block) {
+        ok = snapshot_ram_check_page_size(block->page_size,
+                                          qemu_target_page_size(), errp) &&
+             (block->flags & RAM_READONLY ||
+              ops->add(trap, block->host,
+                       ROUND_UP(block->used_length, block->page_size), errp));
+        if (!ok) {
+            error_prepend(errp, "RAM block '%s': ", block->idstr);
+            break;
+        }
+    }
+    ops->free(trap);
+    return ok;
+}
+
+static bool check_trap(const WriteTrapOps *ops, Error **errp)
+{
+    if (!ops) {
+        error_setg(errp, "This host's operating system does not have it");
+        return false;
+    }
+    return (!ops->in_thread || check_in_thread(ops, errp)) &&
+           check_memory(ops, errp);
+}
+
+const WriteTrapOps *background_snapshot_choose_trap(Error **errp)
+{
+    ERRP_GUARD();
+    SnapshotWriteTrap wanted = migrate_snapshot_write_trap();
+    g_autoptr(GString) reasons = g_string_new(NULL);
+    size_t i;
+
+    if (!check_writers(errp)) {
+        error_prepend(errp, "Background-snapshot is not possible: ");
+        return NULL;
+    }
+    for (i = 0; i < ARRAY_SIZE(traps); i++) {
+        Error *err = NULL;
+
+        if (wanted != SNAPSHOT_WRITE_TRAP_AUTO && wanted != traps[i].name) {
+            continue;
+        }
+        if (check_trap(traps[i].ops, &err)) {
+            return traps[i].ops;
+        }
+        g_string_append_printf(reasons, "%s%s: %s", reasons->len ? "; " : "",
+                               SnapshotWriteTrap_str(traps[i].name),
+                               error_get_pretty(err));
+        error_free(err);
+    }
+    error_setg(errp, "Background-snapshot is not possible with "
+               "snapshot-write-trap=%s: %s", SnapshotWriteTrap_str(wanted),
+               reasons->str);
+    return NULL;
+}
+
+SnapshotWriteTrapInfoList *qmp_query_snapshot_write_traps(Error **errp)
+{
+    SnapshotWriteTrapInfoList *list = NULL, **tail = &list;
+    size_t i;
+
+    if (migration_is_running()) {
+        error_setg(errp, "Write traps cannot be tried out while a migration "
+                   "is running");
+        return NULL;
+    }
+    for (i = 0; i < ARRAY_SIZE(traps); i++) {
+        SnapshotWriteTrapInfo *info = g_new0(SnapshotWriteTrapInfo, 1);
+        Error *err = NULL;
+
+        info->trap = traps[i].name;
+        info->available = check_writers(&err) &&
+                          check_trap(traps[i].ops, &err);
+        if (err) {
+            info->reason = g_strdup(error_get_pretty(err));
+            error_free(err);
+        }
+        QAPI_LIST_APPEND(tail, info);
+    }
+    return list;
 }

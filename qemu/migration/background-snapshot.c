@@ -14,10 +14,12 @@
 #include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "qemu/rcu.h"
+#include "qemu/timer.h"
 #include "qemu/units.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
+#include "qemu/memory-fault.h"
 #include "io/channel-buffer.h"
 #include "migration/global_state.h"
 #include "migration/misc.h"
@@ -39,8 +41,14 @@
 /* How long one section of the stream goes on, as for any migration of RAM */
 #define MAX_SECTION_MS 50
 
+/* A guest whose writes are stopped this soon after one another writes fast */
+#define BUSY_NS (100 * SCALE_US)
+
 /* A guest gives up on itself sooner: Linux warns of a soft lockup after 20 s */
 #define STALL_LIMIT_MS (10 * 1000)
+
+/* Chosen in the main thread, before the snapshot's thread starts */
+static const WriteTrapOps *snapshot_trap;
 
 typedef struct BackgroundSnapshot {
     PageBuffer *buffer;
@@ -49,10 +57,13 @@ typedef struct BackgroundSnapshot {
     GPtrArray *regions;
 } BackgroundSnapshot;
 
-/* Set by the snapshot's thread while traps are armed; others need RCU */
+/* Set by the snapshot's thread while traps are armed; others need RCU. */
 static BackgroundSnapshot *current_snapshot;
 
 bool background_snapshot_armed;
+
+/* With the BQL held: must RAM stay as it is being got ready? */
+static bool snapshot_preparing;
 
 /* With the BQL held: resume the VM in the main loop? */
 static bool snapshot_resume;
@@ -89,6 +100,24 @@ void background_snapshot_release(void *host, size_t size)
     }
 }
 
+bool background_snapshot_may_discard(void)
+{
+    return !snapshot_preparing;
+}
+
+void background_snapshot_release_iov(QEMUIOVector *qiov, size_t offset,
+                                     size_t size)
+{
+    size_t head, tail;
+    int i, n;
+    struct iovec *iov = qemu_iovec_slice(qiov, offset, size, &head, &tail, &n);
+
+    /* The parts at the ends will be written as well, or the read fails */
+    for (i = 0; i < n; i++) {
+        background_snapshot_release(iov[i].iov_base, iov[i].iov_len);
+    }
+}
+
 void background_snapshot_cancel(void)
 {
     BackgroundSnapshot *bs;
@@ -100,28 +129,11 @@ void background_snapshot_cancel(void)
     }
 }
 
-static void background_snapshot_free(BackgroundSnapshot *bs)
-{
-    size_t i;
-
-    if (bs->ram) {
-        snapshot_ram_free(bs->ram);
-    }
-    if (bs->buffer) {
-        page_buffer_free(bs->buffer);
-    }
-    for (i = 0; i < bs->regions->len; i++) {
-        memory_region_unref(g_ptr_array_index(bs->regions, i));
-    }
-    g_ptr_array_free(bs->regions, true);
-    g_free(bs);
-}
-
 /* Fill the table with all RAM that the stream's setup section announced */
 static bool background_snapshot_add_blocks(BackgroundSnapshot *bs,
                                            Error **errp)
 {
-    ERRP_GUARD();
+    SnapshotRAMBlock ram;
     RAMBlock *block;
 
     RCU_READ_LOCK_GUARD();
@@ -131,65 +143,63 @@ static bool background_snapshot_add_blocks(BackgroundSnapshot *bs,
         }
         memory_region_ref(block->mr);
         g_ptr_array_add(bs->regions, block->mr);
-        if (!snapshot_ram_add_block(bs->ram, block, block->host,
-                                    block->used_length, block->page_size,
-                                    !(block->flags & RAM_READONLY),
-                                    block->bmap, errp)) {
-            error_prepend(errp, "RAM block '%s': ", block->idstr);
+        ram = (SnapshotRAMBlock) {
+            .owner = block,
+            .name = block->idstr,
+            .host = block->host,
+            .size = block->used_length,
+            .host_page_size = block->page_size,
+            .writable = !(block->flags & RAM_READONLY),
+            .shared = qemu_ram_is_shared(block),
+            .fd = block->fd,
+            .fd_offset = block->fd_offset,
+            .save = block->bmap,
+        };
+        if (!snapshot_ram_add_block(bs->ram, &ram, errp)) {
             return false;
         }
     }
     return true;
 }
 
-/* Arm all write traps.  The VM is stopped. */
-static bool background_snapshot_arm(Error **errp)
+/* Get all ready that can be while the VM runs.  It may take long. */
+static bool background_snapshot_prepare(BackgroundSnapshot *bs, Error **errp)
 {
-    const WriteTrapOps *trap = background_snapshot_choose_trap(errp);
-    BackgroundSnapshot *bs;
-
-    if (!trap) {
-        return false;
-    }
     if (!ram_bytes_total()) {
         error_setg(errp, "The VM has no RAM to save");
         return false;
     }
-    bs = g_new0(BackgroundSnapshot, 1);
-    bs->regions = g_ptr_array_new();
     bs->buffer = page_buffer_new(migrate_snapshot_buffer_size(),
                                  qemu_target_page_size(), errp);
     if (!bs->buffer) {
-        goto fail;
+        return false;
     }
     bs->ram = snapshot_ram_new(bs->buffer, qemu_target_page_size(),
                                migrate_zero_page_detection() !=
                                ZERO_PAGE_DETECTION_NONE,
-                               STALL_LIMIT_MS);
-    if (!background_snapshot_add_blocks(bs, errp) ||
-        !snapshot_ram_arm(bs->ram, trap, errp)) {
-        goto fail;
+                               BUSY_NS, STALL_LIMIT_MS);
+    return background_snapshot_add_blocks(bs, errp) &&
+           snapshot_ram_set_trap(bs->ram, snapshot_trap, errp);
+}
+
+/* Arm all write traps.  The VM is stopped. */
+static bool background_snapshot_arm(BackgroundSnapshot *bs, Error **errp)
+{
+    if (!snapshot_ram_arm(bs->ram, errp)) {
+        return false;
     }
-    trace_background_snapshot_armed(trap->name,
+    trace_background_snapshot_armed(snapshot_trap->name,
                                     page_buffer_num_slots(bs->buffer));
     qatomic_rcu_set(&current_snapshot, bs);
-    qatomic_set(&background_snapshot_armed, true);
+    qatomic_set(&background_snapshot_armed, snapshot_trap->in_thread);
     return true;
-
-fail:
-    background_snapshot_free(bs);
-    return false;
 }
 
 /* Lift all write traps and forget them */
-static void background_snapshot_disarm(void)
+static void background_snapshot_disarm(BackgroundSnapshot *bs)
 {
-    BackgroundSnapshot *bs = current_snapshot;
     SnapshotRAMStats stats;
 
-    if (!bs) {
-        return;
-    }
     snapshot_ram_stop(bs->ram);
     qatomic_set(&background_snapshot_armed, false);
     qatomic_rcu_set(&current_snapshot, NULL);
@@ -199,9 +209,28 @@ static void background_snapshot_disarm(void)
     trace_background_snapshot_end(stats.scan_pages, stats.fault_pages,
                                   stats.zero_pages, stats.faults, stats.waits,
                                   page_buffer_peak(bs->buffer));
+}
+
+static void background_snapshot_free(BackgroundSnapshot *bs)
+{
+    size_t i;
+
+    if (background_snapshot_active()) {
+        background_snapshot_disarm(bs);
+    }
+    if (bs->ram) {
+        snapshot_ram_free(bs->ram);
+    }
+    if (bs->buffer) {
+        page_buffer_free(bs->buffer);
+    }
     bql_lock();
-    background_snapshot_free(bs);
+    for (i = 0; i < bs->regions->len; i++) {
+        memory_region_unref(g_ptr_array_index(bs->regions, i));
+    }
     bql_unlock();
+    g_ptr_array_free(bs->regions, true);
+    g_free(bs);
 }
 
 static void background_snapshot_resume_bh(void *opaque)
@@ -222,7 +251,7 @@ static void background_snapshot_resume_bh(void *opaque)
  * resume, and returns true, or false with @errp set.
  */
 static bool background_snapshot_freeze(MigrationState *s, QEMUFile *fb,
-                                       Error **errp)
+                                       BackgroundSnapshot *bs, Error **errp)
 {
     RunState old_state = runstate_get();
     bool live = runstate_is_live(old_state);
@@ -252,7 +281,7 @@ static bool background_snapshot_freeze(MigrationState *s, QEMUFile *fb,
     }
     trace_background_snapshot_saved_devices(s->bioc->usage);
 
-    if (!background_snapshot_arm(errp)) {
+    if (!background_snapshot_arm(bs, errp)) {
         goto fail;
     }
 
@@ -277,6 +306,7 @@ int background_snapshot_save_ram(QEMUFile *f)
     int ret = 0;
 
     do {
+        page_buffer_warm(buffer);
         n = page_buffer_dequeue(buffer, slots, DRAIN_PAGES, false);
         if (!n) {
             /* Guest writes came first; now there is time for the scanner */
@@ -337,15 +367,17 @@ static bool background_snapshot_save(MigrationState *s, Error **errp)
     return ret == 0;
 }
 
-void *background_snapshot_thread(void *opaque)
+static void *background_snapshot_thread(void *opaque)
 {
     MigrationState *s = opaque;
+    BackgroundSnapshot *bs = g_new0(BackgroundSnapshot, 1);
     int64_t setup_start = qemu_clock_get_ms(QEMU_CLOCK_HOST);
     QEMUFile *fb;
     Error *err = NULL;
     bool ok;
 
     rcu_register_thread();
+    bs->regions = g_ptr_array_new();
 
     migration_rate_set(RATE_LIMIT_DISABLED);
     update_iteration_initial_status(s);
@@ -361,6 +393,7 @@ void *background_snapshot_thread(void *opaque)
         ok = false;
     } else {
         bql_lock();
+        snapshot_preparing = true;
         qemu_savevm_state_header(s->to_dst_file);
         ok = qemu_savevm_state_setup(s->to_dst_file, &err) == 0;
         bql_unlock();
@@ -370,13 +403,15 @@ void *background_snapshot_thread(void *opaque)
                             MIGRATION_STATUS_ACTIVE);
     s->setup_time = qemu_clock_get_ms(QEMU_CLOCK_HOST) - setup_start;
 
+    ok = ok && background_snapshot_prepare(bs, &err);
     if (ok && not_cancelled()) {
         bql_lock();
-        ok = background_snapshot_freeze(s, fb, &err);
+        ok = background_snapshot_freeze(s, fb, bs, &err);
+        snapshot_preparing = false;
         bql_unlock();
         ok = ok && background_snapshot_save(s, &err);
     }
-    background_snapshot_disarm();
+    background_snapshot_free(bs);
 
     if (!ok && not_cancelled()) {
         if (!err) {
@@ -387,6 +422,7 @@ void *background_snapshot_thread(void *opaque)
     error_free(err);
 
     bql_lock();
+    snapshot_preparing = false;
     snapshot_ended = true;
     migration_bh_schedule(migration_cleanup_bh, s);
     bql_unlock();
@@ -397,12 +433,30 @@ void *background_snapshot_thread(void *opaque)
     return NULL;
 }
 
+bool background_snapshot_setup(Error **errp)
+{
+    snapshot_trap = background_snapshot_choose_trap(errp);
+    return snapshot_trap;
+}
+
+void background_snapshot_start(MigrationState *s)
+{
+    if (snapshot_trap->raises_sigbus) {
+        memory_fault_allow_sigbus(true);
+    }
+    qemu_thread_create(&s->thread, MIGRATION_THREAD_SNAPSHOT,
+                       background_snapshot_thread, s, QEMU_THREAD_JOINABLE);
+}
+
 void background_snapshot_finish(MigrationState *s, int ret)
 {
     if (!snapshot_ended) {
         return;
     }
     snapshot_ended = false;
+    if (snapshot_trap->raises_sigbus) {
+        memory_fault_allow_sigbus(false);
+    }
 
     if (s->state == MIGRATION_STATUS_CANCELLING) {
         return;

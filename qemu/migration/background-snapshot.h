@@ -12,27 +12,32 @@
 #include "write-trap.h"
 
 /**
- * background_snapshot_supported: can this VM be snapshot in the background?
- *
- * Main thread, with the BQL held.
- *
- * Returns: true, or false with @errp saying what is in the way
- */
-bool background_snapshot_supported(Error **errp);
-
-/**
  * background_snapshot_choose_trap: which write trap is right for this VM
+ *
+ * Obeys the parameter snapshot-write-trap.  Main thread, with the BQL held.
  *
  * Returns: the trap, or NULL with @errp saying what is in the way
  */
 const WriteTrapOps *background_snapshot_choose_trap(Error **errp);
 
 /**
- * background_snapshot_thread: the migration thread of a background snapshot
+ * background_snapshot_setup: get ready for a snapshot, before its destination
+ * is opened
  *
- * @opaque: the MigrationState, with a reference that the thread drops
+ * Main thread, with the BQL held.
+ *
+ * Returns: true, or false with @errp saying what is in the way
  */
-void *background_snapshot_thread(void *opaque);
+bool background_snapshot_setup(Error **errp);
+
+/**
+ * background_snapshot_start: start the migration thread of the snapshot
+ *
+ * Main thread.  The destination is open.
+ *
+ * @s: with a reference that the thread drops
+ */
+void background_snapshot_start(MigrationState *s);
 
 /**
  * background_snapshot_channel: prepare the destination of a migration

@@ -29,8 +29,8 @@ typedef struct PageBufferEntry {
 /**
  * page_buffer_new: create a page buffer
  *
- * The host's memory is taken only as slots are filled, and slots that were
- * used before are used first.
+ * The host's memory is taken only as slots are filled, and some ahead of that;
+ * slots that were used before are used first.
  *
  * @size: bytes; at least one slot, fewer than 2^32 slots
  * @slot_size: bytes of a page, a power of two
@@ -101,6 +101,14 @@ void page_buffer_queue(PageBuffer *pb, const uint32_t *slots, size_t n);
  */
 size_t page_buffer_dequeue(PageBuffer *pb, uint32_t *slots, size_t max,
                            bool wait);
+
+/**
+ * page_buffer_warm: have the host allocate what will be filled next
+ *
+ * So that it need not while a producer fills it.  For the consumer to call now
+ * and then: at most 16 MiB at a time.
+ */
+void page_buffer_warm(PageBuffer *pb);
 
 /**
  * page_buffer_stop: wake everybody who waits; nobody waits from now on

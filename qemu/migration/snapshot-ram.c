@@ -13,15 +13,20 @@
 #include "qemu/lockable.h"
 #include "qemu/stats64.h"
 #include "qemu/thread.h"
+#include "qemu/timer.h"
 #include "qemu/units.h"
+#include "ram-source.h"
 #include "snapshot-ram.h"
 #include "trace.h"
 
 /*
  * A write has this much around it saved and released as well, so that it is
- * not the first of many: measured, a third of the faults remain.
+ * not the first of many.  The smaller size takes hardly longer than a page.
+ * The larger one is for guests that write so fast that they would be stopped
+ * all the time: each write takes longer, but there are far fewer.
  */
-#define FAULT_AROUND_SIZE (64 * KiB)
+#define FAULT_AROUND_SIZE (16 * KiB)
+#define FAULT_AROUND_BUSY_SIZE (64 * KiB)
 
 /* What the scanner saves and releases at a time */
 #define SCAN_RUN_SIZE (1 * MiB)
@@ -30,11 +35,9 @@
 #define MAX_PAGES 512
 
 typedef struct SnapshotBlock {
-    void *owner;
+    SnapshotRAMBlock ram;
+    RAMSource source;
     uint8_t *host;
-    size_t size;
-    bool writable;
-    const unsigned long *save;
 
     /* A unit is claimed and released as a whole: a page of the host */
     size_t unit_pages;
@@ -53,11 +56,14 @@ struct SnapshotRAM {
     PageBuffer *buffer;
     size_t page_size;
     bool detect_zero;
+    int64_t busy_ns;
     int stall_limit_ms;
     WriteTrap *trap;
     /* Sorted by host address */
     SnapshotBlock *blocks;
     size_t num_blocks;
+    /* The first so many of them are armed, if they are writable */
+    size_t num_armed;
 
     /* The scanner's own */
     size_t scan_block;
@@ -68,12 +74,16 @@ struct SnapshotRAM {
     QemuMutex lock;
     /* Signalled when units were released, if somebody waits, and at stop */
     QemuCond released_cond;
+    /* Read without the lock as a hint */
     unsigned int waiters;
     /* Released ranges between armed ones; read without the lock as a hint */
     size_t islands;
     /* Read without the lock as well */
     bool stopped;
     const char *failure;
+
+    /* When the last fault was handled */
+    Stat64 last_fault_ns;
 
     Stat64 faults;
     Stat64 waits;
@@ -90,13 +100,15 @@ typedef struct Window {
 } Window;
 
 SnapshotRAM *snapshot_ram_new(PageBuffer *buffer, size_t page_size,
-                              bool detect_zero, int stall_limit_ms)
+                              bool detect_zero, int64_t busy_ns,
+                              int stall_limit_ms)
 {
     SnapshotRAM *s = g_new0(SnapshotRAM, 1);
 
     s->buffer = buffer;
     s->page_size = page_size;
     s->detect_zero = detect_zero;
+    s->busy_ns = busy_ns;
     s->stall_limit_ms = stall_limit_ms;
     qemu_mutex_init(&s->lock);
     qemu_cond_init(&s->released_cond);
@@ -111,6 +123,7 @@ void snapshot_ram_free(SnapshotRAM *s)
         s->trap->ops->free(s->trap);
     }
     for (i = 0; i < s->num_blocks; i++) {
+        ram_source_cleanup(&s->blocks[i].source);
         g_free(s->blocks[i].claimed);
         g_free(s->blocks[i].released);
     }
@@ -120,38 +133,60 @@ void snapshot_ram_free(SnapshotRAM *s)
     g_free(s);
 }
 
-bool snapshot_ram_add_block(SnapshotRAM *s, void *owner, void *host,
-                            size_t size, size_t host_page_size, bool writable,
-                            const unsigned long *save, Error **errp)
+bool snapshot_ram_check_page_size(size_t host_page_size, size_t page_size,
+                                  Error **errp)
 {
+    if (host_page_size > MAX_PAGES * page_size) {
+        error_setg(errp, "Memory with pages of %zu bytes cannot be saved: a "
+                   "write would have to wait for a copy of a whole page; the "
+                   "largest possible are of %zu bytes", host_page_size,
+                   MAX_PAGES * page_size);
+        return false;
+    }
+    return true;
+}
+
+bool snapshot_ram_add_block(SnapshotRAM *s, const SnapshotRAMBlock *block,
+                            Error **errp)
+{
+    ERRP_GUARD();
     SnapshotBlock *b;
-    size_t unit_size = MAX(s->page_size, host_page_size);
+    uint8_t *host = block->host;
+    size_t unit_size = MAX(s->page_size, block->host_page_size);
     size_t unit_pages = unit_size / s->page_size;
     size_t i;
 
-    if (unit_pages > MIN(MAX_PAGES, page_buffer_num_slots(s->buffer))) {
-        error_setg(errp, "The page buffer cannot hold the %zu pages that must "
-                   "be saved at a time for memory with pages of %zu bytes",
-                   unit_pages, host_page_size);
+    if (!snapshot_ram_check_page_size(block->host_page_size, s->page_size,
+                                      errp)) {
+        error_prepend(errp, "RAM block '%s': ", block->name);
+        return false;
+    }
+    if (unit_pages > page_buffer_num_slots(s->buffer)) {
+        error_setg(errp, "RAM block '%s': snapshot-buffer-size is smaller than "
+                   "a page of its memory, %zu bytes", block->name,
+                   block->host_page_size);
         return false;
     }
 
     s->blocks = g_renew(SnapshotBlock, s->blocks, s->num_blocks + 1);
-    for (i = s->num_blocks; i > 0 && s->blocks[i - 1].host > (uint8_t *)host;
-         i--) {
+    for (i = s->num_blocks; i > 0 && s->blocks[i - 1].host > host; i--) {
         s->blocks[i] = s->blocks[i - 1];
     }
     s->num_blocks++;
 
     b = &s->blocks[i];
-    b->owner = owner;
+    b->ram = *block;
+    b->source = (RAMSource) {
+        .host = host,
+        .shared = block->shared,
+        .fd = block->fd,
+        .fd_offset = block->fd_offset,
+    };
+    ram_source_init(&b->source);
     b->host = host;
-    b->size = size;
-    b->writable = writable;
-    b->save = save;
     b->unit_pages = unit_pages;
     b->unit_size = unit_size;
-    b->num_units = DIV_ROUND_UP(size, unit_size);
+    b->num_units = DIV_ROUND_UP(block->size, unit_size);
     b->claimed = bitmap_new(b->num_units);
     b->released = bitmap_new(b->num_units);
     return true;
@@ -204,25 +239,32 @@ static size_t copy_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
                         const uint32_t *slots)
 {
     size_t page = unit * b->unit_pages;
-    size_t end = MIN(page + b->unit_pages, b->size / s->page_size);
+    size_t end = MIN(page + b->unit_pages, b->ram.size / s->page_size);
+    bool in_file = ram_source_in_file(&b->source, unit * b->unit_size);
     size_t used = 0;
 
     for (; page < end; page++) {
+        size_t offset = page * s->page_size;
         PageBufferEntry *entry;
-        uint8_t *host = b->host + page * s->page_size;
+        uint8_t *data, *from;
 
-        if (!test_bit(page, b->save)) {
+        if (!test_bit(page, b->ram.save)) {
             continue;
         }
         entry = page_buffer_entry(s->buffer, slots[used]);
-        entry->owner = b->owner;
-        entry->offset = page * s->page_size;
-        entry->zero = s->detect_zero && buffer_is_zero(host, s->page_size);
+        entry->owner = b->ram.owner;
+        entry->offset = offset;
+        data = page_buffer_data(s->buffer, slots[used]);
+        from = b->host + offset;
+        if (in_file) {
+            ram_source_read(&b->source, offset, data, s->page_size);
+            from = data;
+        }
+        entry->zero = s->detect_zero && buffer_is_zero(from, s->page_size);
         if (entry->zero) {
             stat64_add(&s->zero_pages, 1);
-        } else {
-            memcpy(page_buffer_data(s->buffer, slots[used]), host,
-                   s->page_size);
+        } else if (from != data) {
+            memcpy(data, from, s->page_size);
         }
         used++;
     }
@@ -235,7 +277,7 @@ static void release_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     size_t islands;
     int ret = 0;
 
-    if (b->writable) {
+    if (b->ram.writable) {
         ret = s->trap->ops->release(s->trap, b->host + first * b->unit_size,
                                     (end - first) * b->unit_size);
     }
@@ -280,6 +322,11 @@ static size_t save_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
             }
             run = unit + 1;
         }
+        if (run < unit && qatomic_read(&s->waiters)) {
+            /* Perhaps for one of these: better two short releases */
+            release_units(s, b, run, unit);
+            run = unit;
+        }
     }
     if (run < end) {
         release_units(s, b, run, end);
@@ -294,17 +341,20 @@ static void wait_released(SnapshotRAM *s, SnapshotBlock *b, size_t unit)
 {
     QEMU_LOCK_GUARD(&s->lock);
 
-    s->waiters++;
+    qatomic_set(&s->waiters, s->waiters + 1);
     while (!unit_test(b->released, unit) && !qatomic_read(&s->stopped)) {
         qemu_cond_wait(&s->released_cond, &s->lock);
     }
-    s->waiters--;
+    qatomic_set(&s->waiters, s->waiters - 1);
 }
 
 /* What to save for a write to @unit */
 static Window fault_window(SnapshotRAM *s, SnapshotBlock *b, size_t unit)
 {
-    size_t around = MAX(1, FAULT_AROUND_SIZE / b->unit_size);
+    int64_t pause_ns = get_clock() - stat64_get(&s->last_fault_ns);
+    size_t size = pause_ns < s->busy_ns ? FAULT_AROUND_BUSY_SIZE
+                                     : FAULT_AROUND_SIZE;
+    size_t around = MAX(1, size / b->unit_size);
     size_t first = QEMU_ALIGN_DOWN(unit, around);
     size_t max = MAX_PAGES / b->unit_pages;
     size_t left, right;
@@ -385,11 +435,12 @@ static bool snapshot_ram_fault(void *host, void *opaque)
     SnapshotRAM *s = opaque;
     SnapshotBlock *b = find_block(s, host);
 
-    if (!b || !b->writable) {
+    if (!b || !b->ram.writable) {
         return false;
     }
     stat64_add(&s->faults, 1);
     release_unit(s, b, ((uint8_t *)host - b->host) / b->unit_size);
+    stat64_set(&s->last_fault_ns, get_clock());
     return true;
 }
 
@@ -408,8 +459,10 @@ void snapshot_ram_release(SnapshotRAM *s, void *host, size_t size)
     }
 }
 
-bool snapshot_ram_arm(SnapshotRAM *s, const WriteTrapOps *ops, Error **errp)
+bool snapshot_ram_set_trap(SnapshotRAM *s, const WriteTrapOps *ops,
+                           Error **errp)
 {
+    ERRP_GUARD();
     SnapshotBlock *last = &s->blocks[s->num_blocks - 1];
     uint8_t *start = s->blocks[0].host;
     size_t i;
@@ -422,9 +475,33 @@ bool snapshot_ram_arm(SnapshotRAM *s, const WriteTrapOps *ops, Error **errp)
     }
     for (i = 0; i < s->num_blocks; i++) {
         SnapshotBlock *b = &s->blocks[i];
+        size_t size = b->num_units * b->unit_size;
 
-        if (b->writable &&
-            !ops->arm(s->trap, b->host, b->num_units * b->unit_size, errp)) {
+        if (!b->ram.writable) {
+            continue;
+        }
+        if (!ops->add(s->trap, b->host, size, errp)) {
+            error_prepend(errp, "RAM block '%s': ", b->ram.name);
+            return false;
+        }
+        if (!b->ram.shared) {
+            ops->prepare(s->trap, b->host, size, b->ram.fd < 0);
+        }
+    }
+    return true;
+}
+
+bool snapshot_ram_arm(SnapshotRAM *s, Error **errp)
+{
+    ERRP_GUARD();
+
+    while (s->num_armed < s->num_blocks) {
+        SnapshotBlock *b = &s->blocks[s->num_armed++];
+
+        if (b->ram.writable &&
+            !s->trap->ops->arm(s->trap, b->host, b->num_units * b->unit_size,
+                               errp)) {
+            error_prepend(errp, "RAM block '%s': ", b->ram.name);
             snapshot_ram_stop(s);
             return false;
         }
@@ -470,12 +547,12 @@ void snapshot_ram_stop(SnapshotRAM *s)
 {
     size_t i;
 
-    for (i = 0; i < s->num_blocks && s->trap; i++) {
+    for (i = 0; i < s->num_armed; i++) {
         SnapshotBlock *b = &s->blocks[i];
         int ret = 0;
 
         /* One call for all, which leaves the host fewer mappings, not more */
-        if (b->writable) {
+        if (b->ram.writable) {
             ret = s->trap->ops->release(s->trap, b->host,
                                         b->num_units * b->unit_size);
         }

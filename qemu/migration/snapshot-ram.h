@@ -18,6 +18,29 @@
 
 typedef struct SnapshotRAM SnapshotRAM;
 
+/* A block of RAM to save */
+typedef struct SnapshotRAMBlock {
+    /* Stands in the queued entries of the block's pages */
+    void *owner;
+    const char *name;
+    void *host;
+    /* Bytes, a multiple of the page size */
+    size_t size;
+    /* In what pieces the host can protect the block's memory, in bytes */
+    size_t host_page_size;
+    /* false if the host lets nobody write to it, so that it needs no trap */
+    bool writable;
+    bool shared;
+    /* The file that is mapped, or -1, and where in it.  Must stay open. */
+    int fd;
+    uint64_t fd_offset;
+    /*
+     * A bit for each page: whether it is part of the image.  Must stay until
+     * snapshot_ram_free().
+     */
+    const unsigned long *save;
+} SnapshotRAMBlock;
+
 typedef struct SnapshotRAMStats {
     uint64_t faults;            /* writes that were stopped */
     uint64_t waits;             /* writes that waited for room in the buffer */
@@ -32,45 +55,60 @@ typedef struct SnapshotRAMStats {
  * @buffer: where copies go; its slots hold @page_size bytes
  * @page_size: bytes, a power of two
  * @detect_zero: whether to look for pages that are all zeroes
+ * @busy_ns: how soon after one another faults must be for the guest to be
+ *           writing fast: then more is saved at a time, and faults are fewer
  * @stall_limit_ms: how long a write may wait for room in @buffer.  The
  *                  snapshot fails rather than let it wait longer.
  */
 SnapshotRAM *snapshot_ram_new(PageBuffer *buffer, size_t page_size,
-                              bool detect_zero, int stall_limit_ms);
+                              bool detect_zero, int64_t busy_ns,
+                              int stall_limit_ms);
 
 /**
- * snapshot_ram_add_block: add a block, before snapshot_ram_arm()
+ * snapshot_ram_check_page_size: can memory be saved that the host protects in
+ * such pieces?
  *
- * @owner: stands in the queued entries of the block's pages
- * @host: start of the block's memory
- * @size: bytes, a multiple of the page size
- * @host_page_size: in what pieces the host can protect the block's memory
- * @writable: false if the host lets nobody write to it, so that it needs no
- *            trap
- * @save: a bit for each page: whether it is part of the image.  Must stay
- *        until snapshot_ram_free().
+ * @host_page_size, @page_size: bytes, of the host's pages and of the image's
+ *
+ * Returns: true, or false with @errp set
+ */
+bool snapshot_ram_check_page_size(size_t host_page_size, size_t page_size,
+                                  Error **errp);
+
+/**
+ * snapshot_ram_add_block: add a block, before snapshot_ram_set_trap()
  *
  * Returns: true, or false with @errp set if the buffer is too small for this
  * block
  */
-bool snapshot_ram_add_block(SnapshotRAM *s, void *owner, void *host,
-                            size_t size, size_t host_page_size, bool writable,
-                            const unsigned long *save, Error **errp);
+bool snapshot_ram_add_block(SnapshotRAM *s, const SnapshotRAMBlock *block,
+                            Error **errp);
 
 /**
- * snapshot_ram_arm: stop writes from now on
+ * snapshot_ram_set_trap: get the blocks ready to be armed
+ *
+ * May take long; the memory can be written.
+ *
+ * Returns: true, or false with @errp set if the trap cannot serve them
+ */
+bool snapshot_ram_set_trap(SnapshotRAM *s, const WriteTrapOps *trap,
+                           Error **errp);
+
+/**
+ * snapshot_ram_arm: stop writes from now on, after snapshot_ram_set_trap()
  *
  * The memory's contents at this moment will be the image's.  Nothing must
  * write to it meanwhile.
  *
  * Returns: true, or false with @errp set; then nothing is armed
  */
-bool snapshot_ram_arm(SnapshotRAM *s, const WriteTrapOps *trap, Error **errp);
+bool snapshot_ram_arm(SnapshotRAM *s, Error **errp);
 
 /**
  * snapshot_ram_release: let a range be written, after saving what it held
  *
- * For writers that no trap can stop, such as system calls.  Any thread.
+ * For writers that the trap cannot stop, such as system calls, and before
+ * memory is discarded.  Any thread.
  * Ranges that are not in the table are passed over.
  */
 void snapshot_ram_release(SnapshotRAM *s, void *host, size_t size);

@@ -69,6 +69,7 @@ static WriteTrap *mprotect_trap_new(void *start, size_t size,
 
     trap->common.ops = &write_trap_mprotect;
     trap->common.max_islands = mprotect_trap_max_islands();
+    trap->handler.signal = SIGSEGV;
     trap->handler.start = start;
     trap->handler.size = size;
     trap->handler.fn = fault;
@@ -80,8 +81,14 @@ static WriteTrap *mprotect_trap_new(void *start, size_t size,
     return &trap->common;
 }
 
-static bool mprotect_trap_arm(WriteTrap *trap, void *host, size_t size,
+static bool mprotect_trap_add(WriteTrap *trap, void *host, size_t size,
                               Error **errp)
+{
+    return true;
+}
+
+static void mprotect_trap_prepare(WriteTrap *trap, void *host, size_t size,
+                                  bool anonymous)
 {
     /*
      * Linux merges mappings only if they share their anon_vma, which memory
@@ -90,7 +97,11 @@ static bool mprotect_trap_arm(WriteTrap *trap, void *host, size_t size,
      * this fails, there are just more mappings than need be.
      */
     qemu_madvise(host, qemu_real_host_page_size(), QEMU_MADV_POPULATE_WRITE);
+}
 
+static bool mprotect_trap_arm(WriteTrap *trap, void *host, size_t size,
+                              Error **errp)
+{
     if (mprotect(host, size, PROT_READ) < 0) {
         error_setg_errno(errp, errno, "Cannot write-protect %zu bytes", size);
         return false;
@@ -113,7 +124,10 @@ static void mprotect_trap_free(WriteTrap *trap)
 
 const WriteTrapOps write_trap_mprotect = {
     .name = "mprotect",
+    .in_thread = true,
     .new = mprotect_trap_new,
+    .add = mprotect_trap_add,
+    .prepare = mprotect_trap_prepare,
     .arm = mprotect_trap_arm,
     .release = mprotect_trap_release,
     .free = mprotect_trap_free,

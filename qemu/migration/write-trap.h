@@ -16,8 +16,9 @@ typedef struct WriteTrapOps WriteTrapOps;
 /**
  * WriteTrapFaultFn: a write to an armed range was stopped
  *
- * Called in the thread and context that the trap's ops tell.  It must have the
- * page released before it returns true.
+ * Called in the writing thread, in signal context, or in one of the trap's own
+ * threads, as WriteTrapOps.in_thread tells; in several at a time.  It must have
+ * the page released before it returns true.
  *
  * @host: the address to be written
  * @opaque: from write_trap_new()
@@ -39,14 +40,30 @@ struct WriteTrap {
     size_t max_islands;
 };
 
+/*
+ * new(), add(), prepare() and arm() are called by one thread at a time, in that
+ * order.  Ranges are multiples of their memory's page size.
+ */
 struct WriteTrapOps {
     const char *name;
+
+    /*
+     * The writing thread handles its own fault.  So the kernel's writes, which
+     * are no thread's, fail: the owner releases beforehand what they write.
+     */
+    bool in_thread;
+
+    /*
+     * The fault comes as SIGBUS: for as long as ranges are armed, the main
+     * thread must allow it, see memory_fault_allow_sigbus().
+     */
+    bool raises_sigbus;
 
     /**
      * @new: create the trap; no fault is delivered before arm()
      *
-     * @start, @size: the span that holds all ranges that will be armed
-     * @fault: called for each stopped write, until disarm() has returned
+     * @start, @size: the span that holds all ranges that will be added
+     * @fault: called for each stopped write, until free()
      *
      * Returns: the trap, or NULL with @errp set if the host does not allow it
      */
@@ -54,16 +71,31 @@ struct WriteTrapOps {
                       void *opaque, Error **errp);
 
     /**
-     * @arm: stop writes to a range from now on.  One thread at a time.
+     * @add: get a range ready to be armed; it can still be written
      *
-     * @host, @size: multiples of the memory's page size
+     * Returns: true, or false with @errp set if the host cannot trap writes to
+     * this kind of memory
+     */
+    bool (*add)(WriteTrap *trap, void *host, size_t size, Error **errp);
+
+    /**
+     * @prepare: do for an added range what must be done before arm() and may
+     * take long.  It can still be written.  Not for shared memory.
+     *
+     * @anonymous: the memory is not that of a file
+     */
+    void (*prepare)(WriteTrap *trap, void *host, size_t size, bool anonymous);
+
+    /**
+     * @arm: stop writes to an added range from now on
      *
      * Returns: true, or false with @errp set; the range may be armed in part
      */
     bool (*arm)(WriteTrap *trap, void *host, size_t size, Error **errp);
 
     /**
-     * @release: let writes to a part of an armed range through again
+     * @release: let writes to a part of an armed range through again, and wake
+     * who waits for it
      *
      * Any thread, in @fault as well.
      *
@@ -77,7 +109,13 @@ struct WriteTrapOps {
     void (*free)(WriteTrap *trap);
 };
 
-/* mprotect() and SIGSEGV; @fault runs in the writing thread's handler */
+/* mprotect() and SIGSEGV in the writing thread */
 extern const WriteTrapOps write_trap_mprotect;
+
+/* userfaultfd write-protection and SIGBUS in the writing thread */
+extern const WriteTrapOps write_trap_uffd_signal;
+
+/* userfaultfd write-protection and messages to threads of the trap's own */
+extern const WriteTrapOps write_trap_uffd_thread;
 
 #endif

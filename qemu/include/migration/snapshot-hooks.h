@@ -9,10 +9,28 @@
 #define MIGRATION_SNAPSHOT_HOOKS_H
 
 #include "qemu/atomic.h"
+#include "qemu/iov.h"
 
-/* Private to background_snapshot_before_write() */
+/* Private: are traps armed that the kernel's writes cannot be stopped by? */
 extern bool background_snapshot_armed;
+
+/**
+ * background_snapshot_release: save a range, and let it be written
+ *
+ * For who discards guest RAM; other writers need it only as told below.
+ */
 void background_snapshot_release(void *host, size_t size);
+void background_snapshot_release_iov(QEMUIOVector *qiov, size_t offset,
+                                     size_t size);
+
+/**
+ * background_snapshot_may_discard: may pages of guest RAM be discarded now?
+ *
+ * BQL held.  Returns: false while a snapshot needs each page to exist, which is
+ * from before the VM stops until its writes are trapped.  When they are,
+ * ram_block_discard_range() has what it discards saved.
+ */
+bool background_snapshot_may_discard(void);
 
 /**
  * background_snapshot_before_write: guest RAM may be written by the kernel
@@ -29,6 +47,15 @@ static inline void background_snapshot_before_write(void *host, size_t size)
 {
     if (unlikely(qatomic_read(&background_snapshot_armed))) {
         background_snapshot_release(host, size);
+    }
+}
+
+/* The same for @size bytes of a vector, from @offset on */
+static inline void background_snapshot_before_readv(QEMUIOVector *qiov,
+                                                    size_t offset, size_t size)
+{
+    if (unlikely(qatomic_read(&background_snapshot_armed))) {
+        background_snapshot_release_iov(qiov, offset, size);
     }
 }
 

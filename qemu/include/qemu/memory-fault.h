@@ -31,6 +31,7 @@ typedef bool MemoryFaultFn(void *host, void *opaque);
  * unchanged until memory_fault_handler_remove() has returned.
  */
 typedef struct MemoryFaultHandler {
+    int signal;                 /* SIGSEGV or SIGBUS */
     void *start;
     size_t size;                /* bytes */
     MemoryFaultFn *fn;
@@ -41,11 +42,14 @@ typedef struct MemoryFaultHandler {
 } MemoryFaultHandler;
 
 /**
- * memory_fault_handler_add: handle SIGSEGV on a range
+ * memory_fault_handler_add: handle a signal on a range
  *
- * The first call installs QEMU's SIGSEGV handler, which stays for the rest of
- * the process's life.  If ranges overlap, the handler added last is asked
- * first.  Any thread; waits for no other.
+ * The first call for a signal installs QEMU's handler, which stays for the
+ * rest of the process's life.  If ranges overlap, the handler added last is
+ * asked first.  Any thread; waits for no other.
+ *
+ * Memory errors of the host (BUS_MCEERR_*) are never a handler's.  A thread
+ * that blocks SIGBUS is killed by it, see memory_fault_allow_sigbus().
  *
  * Returns: true, or false with @errp set if the signal cannot be handled
  */
@@ -60,5 +64,23 @@ bool memory_fault_handler_add(MemoryFaultHandler *h, Error **errp);
  * tries again and goes on.
  */
 void memory_fault_handler_remove(MemoryFaultHandler *h);
+
+/**
+ * memory_fault_allow_sigbus: let SIGBUS reach handlers in the main thread
+ *
+ * The main thread blocks SIGBUS and reads it from a file descriptor, for the
+ * memory errors that the host reports asynchronously (BUS_MCEERR_AO).  While
+ * SIGBUS is allowed, these are passed on to the main loop, where they are
+ * handled as ever.  Threads made by qemu_thread_create() never block SIGBUS.
+ *
+ * Main thread only.
+ */
+#ifdef CONFIG_POSIX
+void memory_fault_allow_sigbus(bool allow);
+#else
+static inline void memory_fault_allow_sigbus(bool allow)
+{
+}
+#endif
 
 #endif

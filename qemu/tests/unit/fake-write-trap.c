@@ -37,22 +37,60 @@ static WriteTrap *fake_new(void *start, size_t size, WriteTrapFaultFn *fault,
     return &fake_trap.common;
 }
 
-static bool fake_arm(WriteTrap *trap, void *host, size_t size, Error **errp)
+static bool fake_add(WriteTrap *trap, void *host, size_t size, Error **errp)
 {
     size_t first = page_of(host), i;
     QEMU_LOCK_GUARD(&fake_trap.lock);
 
-    if (++fake_trap.arms == fake_trap.fail_arm) {
-        error_setg(errp, "The host cannot protect it");
+    if (++fake_trap.adds == fake_trap.fail_add) {
+        error_setg(errp, "The host cannot trap writes to it");
         return false;
     }
     g_assert_cmpuint(first + size / FAKE_PAGE_SIZE, <=,
                      fake_trap.size / FAKE_PAGE_SIZE);
     for (i = 0; i < size / FAKE_PAGE_SIZE; i++) {
+        g_assert_cmpint(fake_trap.pages[first + i], ==, UNKNOWN);
+        fake_trap.pages[first + i] = ADDED;
+    }
+    return true;
+}
+
+static void assert_added(void *host, size_t size)
+{
+    size_t first = page_of(host), i;
+
+    for (i = 0; i < size / FAKE_PAGE_SIZE; i++) {
+        g_assert_cmpint(fake_trap.pages[first + i], ==, ADDED);
+    }
+}
+
+static void fake_prepare(WriteTrap *trap, void *host, size_t size,
+                         bool anonymous)
+{
+    size_t n = fake_trap.num_prepared++;
+
+    assert_added(host, size);
+    g_assert_cmpuint(n, <, ARRAY_SIZE(fake_trap.prepared));
+    fake_trap.prepared[n].host = host;
+    fake_trap.prepared[n].size = size;
+    fake_trap.prepared[n].anonymous = anonymous;
+}
+
+static bool fake_arm(WriteTrap *trap, void *host, size_t size, Error **errp)
+{
+    bool fails = ++fake_trap.arms == fake_trap.fail_arm;
+    size_t first = page_of(host), i;
+    QEMU_LOCK_GUARD(&fake_trap.lock);
+
+    assert_added(host, size);
+    for (i = 0; i < size / FAKE_PAGE_SIZE / (fails ? 2 : 1); i++) {
         fake_trap.pages[first + i] = ARMED;
         fake_trap.num_armed++;
     }
-    return true;
+    if (fails) {
+        error_setg(errp, "The host cannot protect it");
+    }
+    return !fails;
 }
 
 static void count_islands(void)
@@ -78,8 +116,8 @@ static int fake_release(WriteTrap *trap, void *host, size_t size)
 
     QEMU_LOCK_GUARD(&fake_trap.lock);
     if (fake_trap.fail_release &&
-        ((first > 0 && fake_trap.pages[first - 1] != NEVER_ARMED) ||
-         fake_trap.pages[end] != NEVER_ARMED)) {
+        ((first > 0 && fake_trap.pages[first - 1] != UNKNOWN) ||
+         fake_trap.pages[end] != UNKNOWN)) {
         return -ENOMEM;
     }
     fake_trap.releases++;
@@ -114,7 +152,10 @@ static void fake_free(WriteTrap *trap)
 
 const WriteTrapOps fake_trap_ops = {
     .name = "fake",
+    .in_thread = true,
     .new = fake_new,
+    .add = fake_add,
+    .prepare = fake_prepare,
     .arm = fake_arm,
     .release = fake_release,
     .free = fake_free,

@@ -22,7 +22,8 @@ typedef struct FakeTrap {
     /* Set by the test before the trap is created; kept from then on */
     size_t max_islands;
     bool fail_new;
-    int fail_arm;               /* the call that fails, from 1 on */
+    int fail_add;               /* the call that fails, from 1 on */
+    int fail_arm;               /* likewise, with half of the range armed */
     bool fail_release;          /* of less than what was armed with one call */
     void (*before_release)(void *host, size_t size);
 
@@ -31,10 +32,11 @@ typedef struct FakeTrap {
     size_t size;
     WriteTrapFaultFn *fault;
     void *opaque;
-    enum { NEVER_ARMED, ARMED, RELEASED } *pages;
+    enum { UNKNOWN, ADDED, ARMED, RELEASED } *pages;
 
     /* Protects the rest */
     QemuMutex lock;
+    int adds;
     int arms;
     int releases;
     size_t num_armed;           /* pages */
@@ -43,6 +45,12 @@ typedef struct FakeTrap {
     size_t peak_islands;
     void *last_host;            /* of the last call to release() */
     size_t last_size;
+    size_t num_prepared;        /* calls to prepare() */
+    struct {
+        void *host;
+        size_t size;
+        bool anonymous;
+    } prepared[8];
 } FakeTrap;
 
 /* There is one at a time */

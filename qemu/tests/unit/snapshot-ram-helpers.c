@@ -35,17 +35,34 @@ void test_unmap(uint8_t *host, size_t num_pages)
 
 TestRAM *test_ram_new(size_t num_slots, bool detect_zero, int stall_limit_ms)
 {
+    return test_ram_new_busy(num_slots, detect_zero, INT64_MAX,
+                             stall_limit_ms);
+}
+
+TestRAM *test_ram_new_busy(size_t num_slots, bool detect_zero, int64_t busy_ns,
+                           int stall_limit_ms)
+{
     TestRAM *t = g_new0(TestRAM, 1);
 
     t->buffer = page_buffer_new(num_slots * PAGE_SIZE, PAGE_SIZE,
                                 &error_abort);
-    t->ram = snapshot_ram_new(t->buffer, PAGE_SIZE, detect_zero,
+    t->ram = snapshot_ram_new(t->buffer, PAGE_SIZE, detect_zero, busy_ns,
                               stall_limit_ms);
     return t;
 }
 
 TestBlock *test_ram_add(TestRAM *t, uint8_t *host, size_t num_pages,
                         size_t host_page_size, bool writable)
+{
+    return test_ram_add_like(t, host, num_pages, (SnapshotRAMBlock) {
+        .host_page_size = host_page_size,
+        .writable = writable,
+        .fd = -1,
+    });
+}
+
+TestBlock *test_ram_add_like(TestRAM *t, uint8_t *host, size_t num_pages,
+                             SnapshotRAMBlock like)
 {
     TestBlock *b = g_new0(TestBlock, 1);
 
@@ -55,9 +72,15 @@ TestBlock *test_ram_add(TestRAM *t, uint8_t *host, size_t num_pages,
     bitmap_set(b->save, 0, num_pages);
     b->seen = g_new0(uint8_t, num_pages);
     g_assert_cmpuint(t->num_blocks, <, ARRAY_SIZE(t->blocks));
+    snprintf(b->name, sizeof(b->name), "block%zu", t->num_blocks);
     t->blocks[t->num_blocks++] = b;
-    snapshot_ram_add_block(t->ram, b, host, num_pages * PAGE_SIZE,
-                           host_page_size, writable, b->save, &error_abort);
+
+    like.owner = b;
+    like.name = b->name;
+    like.host = host;
+    like.size = num_pages * PAGE_SIZE;
+    like.save = b->save;
+    snapshot_ram_add_block(t->ram, &like, &error_abort);
     return b;
 }
 
@@ -65,12 +88,13 @@ void test_ram_arm(TestRAM *t, const WriteTrapOps *trap)
 {
     size_t i;
 
+    snapshot_ram_set_trap(t->ram, trap, &error_abort);
     for (i = 0; i < t->num_blocks; i++) {
         TestBlock *b = t->blocks[i];
 
         b->expected = g_memdup2(b->host, b->num_pages * PAGE_SIZE);
     }
-    snapshot_ram_arm(t->ram, trap, &error_abort);
+    snapshot_ram_arm(t->ram, &error_abort);
 }
 
 size_t test_ram_drain(TestRAM *t, bool wait)

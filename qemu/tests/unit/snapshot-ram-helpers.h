@@ -13,6 +13,7 @@
 #define PAGE_SIZE 4096
 
 typedef struct TestBlock {
+    char name[16];
     uint8_t *host;
     size_t num_pages;
     /* Which pages are to be saved; all, if the test does not clear any */
@@ -41,12 +42,21 @@ typedef struct TestRAM {
 uint8_t *test_map(size_t num_pages);
 void test_unmap(uint8_t *host, size_t num_pages);
 
-/* Returns: an empty table, with a buffer of so many pages */
+/*
+ * Returns: an empty table, with a buffer of so many pages; it takes all faults
+ * for a busy guest's, or those within @busy_ns of the last one
+ */
 TestRAM *test_ram_new(size_t num_slots, bool detect_zero, int stall_limit_ms);
+TestRAM *test_ram_new_busy(size_t num_slots, bool detect_zero, int64_t busy_ns,
+                           int stall_limit_ms);
 
 /* Returns: a block of @num_pages that has been added to the table */
 TestBlock *test_ram_add(TestRAM *t, uint8_t *host, size_t num_pages,
                         size_t host_page_size, bool writable);
+
+/* The same; of @like, only what a block is like is looked at */
+TestBlock *test_ram_add_like(TestRAM *t, uint8_t *host, size_t num_pages,
+                             SnapshotRAMBlock like);
 
 /* Copy what the blocks hold, and arm them */
 void test_ram_arm(TestRAM *t, const WriteTrapOps *trap);

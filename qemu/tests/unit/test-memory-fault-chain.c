@@ -5,94 +5,23 @@
  *
  * Copyright (c) 2026 the background-snapshot authors
  *
- * The handler for SIGSEGV is installed once in a process's life, so that each
+ * The handler for a signal is installed once in a process's life, so that each
  * test is a process of its own.
  */
 #include "qemu/osdep.h"
-#include <sys/mman.h>
-#include <sys/resource.h>
 #include "qapi/error.h"
-#include "qemu/atomic.h"
 #include "qemu/memory-fault.h"
-#include "qemu/thread.h"
+#include "memory-fault-helpers.h"
 
-static size_t page_size;
-
-static uint8_t *map_page(void)
-{
-    uint8_t *p = mmap(NULL, page_size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS,
-                      -1, 0);
-
-    g_assert(p != MAP_FAILED);
-    return p;
-}
-
-static void protect(void *host, int prot)
-{
-    void *page = QEMU_ALIGN_PTR_DOWN(host, page_size);
-
-    g_assert_cmpint(mprotect(page, page_size, prot), ==, 0);
-}
-
-static void write_byte(uint8_t *host)
-{
-    qatomic_set(host, 1);
-}
-
-/* A handler that allows the access, unless it is told that it is not its */
-typedef struct Opener {
-    MemoryFaultHandler handler;
-    bool refuse;
-    int calls;
-} Opener;
-
-static bool opener_fn(void *host, void *opaque)
-{
-    Opener *o = opaque;
-
-    o->calls++;
-    if (!o->refuse) {
-        protect(host, PROT_READ | PROT_WRITE);
-    }
-    return !o->refuse;
-}
-
-static void opener_add(Opener *o, void *start, size_t size)
-{
-    o->handler.start = start;
-    o->handler.size = size;
-    o->handler.fn = opener_fn;
-    o->handler.opaque = o;
-    memory_fault_handler_add(&o->handler, &error_abort);
-}
-
-/* Returns the signal that kills a process doing @fn; 0 if it ends well */
-static int killed_by(void (*fn)(void))
-{
-    pid_t pid = fork();
-    int status;
-
-    g_assert_cmpint(pid, >=, 0);
-    if (!pid) {
-        const struct rlimit no_core = { 0, 0 };
-
-        setrlimit(RLIMIT_CORE, &no_core);
-        /* Should the fault be repeated for ever */
-        alarm(30);
-        fn();
-        _exit(0);
-    }
-    g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
-    g_assert_true(WIFSIGNALED(status) || WEXITSTATUS(status) == 0);
-    return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
-}
+/* The signal that a test is about */
+static int tested;
 
 /* Some handler is there, but for another range */
 static void add_other_handler(void)
 {
     static Opener other;
 
-    opener_add(&other, map_page(), page_size);
+    opener_add(&other, tested, fault_map(tested, 1), fault_page_size());
     write_byte(other.handler.start);
     g_assert_cmpint(other.calls, ==, 1);
 }
@@ -100,7 +29,7 @@ static void add_other_handler(void)
 static void child_write(void)
 {
     add_other_handler();
-    write_byte(map_page());
+    write_byte(fault_map(tested, 1));
 }
 
 static void *write_thread(void *opaque)
@@ -111,32 +40,28 @@ static void *write_thread(void *opaque)
 
 static void child_write_thread(void)
 {
-    QemuThread thread;
-
     add_other_handler();
-    qemu_thread_create(&thread, "writer", write_thread,
-                       map_page(), QEMU_THREAD_JOINABLE);
-    qemu_thread_join(&thread);
+    in_thread(write_thread, fault_map(tested, 1));
 }
 
 static void child_write_refused(void)
 {
-    uint8_t *page = map_page();
+    uint8_t *page = fault_map(tested, 1);
     Opener o = { .refuse = true };
 
-    opener_add(&o, page, page_size);
+    opener_add(&o, tested, page, fault_page_size());
     write_byte(page);
 }
 
 static void child_write_removed(void)
 {
-    uint8_t *page = map_page();
+    uint8_t *page = fault_map(tested, 1);
     Opener o = { };
 
-    opener_add(&o, page, page_size);
+    opener_add(&o, tested, page, fault_page_size());
     write_byte(page);
     memory_fault_handler_remove(&o.handler);
-    protect(page, PROT_READ);
+    fault_deny(tested, page);
     /* It is tried again, but not for ever */
     write_byte(page);
 }
@@ -144,57 +69,73 @@ static void child_write_removed(void)
 static void child_raise(void)
 {
     add_other_handler();
-    raise(SIGSEGV);
+    raise(tested);
 }
 
 static void child_kill(void)
 {
     add_other_handler();
-    kill(getpid(), SIGSEGV);
+    kill(getpid(), tested);
 }
+
+#ifdef CONFIG_LINUX
+static void child_memory_error(void)
+{
+    add_other_handler();
+    send_memory_error(BUS_MCEERR_AO, fault_map(tested, 1));
+}
+#endif
 
 static void child_fine(void)
 {
     add_other_handler();
 }
 
-static void handle_segv(void (*handler)(int))
+static void handle(void (*handler)(int))
 {
     struct sigaction action = { .sa_handler = handler };
 
-    g_assert_cmpint(sigaction(SIGSEGV, &action, NULL), ==, 0);
+    g_assert_cmpint(sigaction(tested, &action, NULL), ==, 0);
 }
 
-static void test_kill(void)
+static void test_kill(const void *signal)
 {
     if (!g_test_subprocess()) {
         g_test_trap_subprocess(NULL, 0, 0);
         g_test_trap_assert_passed();
         return;
     }
+    tested = GPOINTER_TO_INT(signal);
     /* Sanitizers have a handler of their own, which does not kill */
-    handle_segv(SIG_DFL);
+    handle(SIG_DFL);
     g_assert_cmpint(killed_by(child_fine), ==, 0);
-    g_assert_cmpint(killed_by(child_write), ==, SIGSEGV);
-    g_assert_cmpint(killed_by(child_write_thread), ==, SIGSEGV);
-    g_assert_cmpint(killed_by(child_write_refused), ==, SIGSEGV);
-    g_assert_cmpint(killed_by(child_write_removed), ==, SIGSEGV);
-    g_assert_cmpint(killed_by(child_raise), ==, SIGSEGV);
-    g_assert_cmpint(killed_by(child_kill), ==, SIGSEGV);
+    g_assert_cmpint(killed_by(child_write), ==, tested);
+    g_assert_cmpint(killed_by(child_write_thread), ==, tested);
+    g_assert_cmpint(killed_by(child_write_refused), ==, tested);
+    g_assert_cmpint(killed_by(child_write_removed), ==, tested);
+    g_assert_cmpint(killed_by(child_raise), ==, tested);
+    g_assert_cmpint(killed_by(child_kill), ==, tested);
+#ifdef CONFIG_LINUX
+    if (tested == SIGBUS) {
+        /* Nothing repeats it */
+        g_assert_cmpint(killed_by(child_memory_error), ==, SIGBUS);
+    }
+#endif
 }
 
 /* If it was ignored before: signals that were sent are, faults cannot be */
-static void test_ignored(void)
+static void test_ignored(const void *signal)
 {
     if (!g_test_subprocess()) {
         g_test_trap_subprocess(NULL, 0, 0);
         g_test_trap_assert_passed();
         return;
     }
-    handle_segv(SIG_IGN);
+    tested = GPOINTER_TO_INT(signal);
+    handle(SIG_IGN);
     g_assert_cmpint(killed_by(child_raise), ==, 0);
     g_assert_cmpint(killed_by(child_kill), ==, 0);
-    g_assert_cmpint(killed_by(child_write), ==, SIGSEGV);
+    g_assert_cmpint(killed_by(child_write), ==, tested);
 }
 
 static struct {
@@ -205,7 +146,7 @@ static struct {
 
 static void previous_sigaction(int sig, siginfo_t *info, void *context)
 {
-    g_assert_cmpint(sig, ==, SIGSEGV);
+    g_assert_cmpint(sig, ==, tested);
     g_assert_nonnull(context);
     previous.calls++;
     if (info->si_code <= 0) {
@@ -213,31 +154,33 @@ static void previous_sigaction(int sig, siginfo_t *info, void *context)
         return;
     }
     previous.host = info->si_addr;
-    protect(info->si_addr, PROT_READ | PROT_WRITE);
+    fault_allow(info->si_addr);
 }
 
 static void previous_handler(int sig)
 {
-    g_assert_cmpint(sig, ==, SIGSEGV);
+    g_assert_cmpint(sig, ==, tested);
     previous.calls++;
-    protect(previous.host, PROT_READ | PROT_WRITE);
+    fault_allow(previous.host);
 }
 
-static void test_chain_sigaction(void)
+static void test_chain_sigaction(const void *signal)
 {
     struct sigaction action = {
         .sa_sigaction = previous_sigaction,
         .sa_flags = SA_SIGINFO,
     };
-    uint8_t *page = map_page();
     Opener o = { .refuse = true };
+    uint8_t *page;
 
     if (!g_test_subprocess()) {
         g_test_trap_subprocess(NULL, 0, 0);
         g_test_trap_assert_passed();
         return;
     }
-    g_assert_cmpint(sigaction(SIGSEGV, &action, NULL), ==, 0);
+    tested = GPOINTER_TO_INT(signal);
+    g_assert_cmpint(sigaction(tested, &action, NULL), ==, 0);
+    page = fault_map(tested, 1);
     add_other_handler();
     g_assert_cmpint(previous.calls, ==, 0);
 
@@ -245,41 +188,64 @@ static void test_chain_sigaction(void)
     g_assert_cmpint(previous.calls, ==, 1);
     g_assert_true(previous.host == page + 42);
 
-    protect(page, PROT_READ);
-    opener_add(&o, NULL, SIZE_MAX);
+    fault_deny(tested, page);
+    opener_add(&o, tested, NULL, SIZE_MAX);
     write_byte(page);
     g_assert_cmpint(o.calls, ==, 1);
     g_assert_cmpint(previous.calls, ==, 2);
 
     /* A signal that was sent is no fault, whatever its address looks like */
-    raise(SIGSEGV);
-    kill(getpid(), SIGSEGV);
+    raise(tested);
+    kill(getpid(), tested);
     g_assert_cmpint(previous.sent, ==, 2);
     g_assert_cmpint(o.calls, ==, 1);
 }
 
-static void test_chain_handler(void)
+static void test_chain_handler(const void *signal)
 {
     if (!g_test_subprocess()) {
         g_test_trap_subprocess(NULL, 0, 0);
         g_test_trap_assert_passed();
         return;
     }
-    handle_segv(previous_handler);
+    tested = GPOINTER_TO_INT(signal);
+    handle(previous_handler);
     add_other_handler();
-    previous.host = map_page();
+    previous.host = fault_map(tested, 1);
     write_byte(previous.host);
     g_assert_cmpint(previous.calls, ==, 1);
 }
 
 int main(int argc, char **argv)
 {
-    page_size = qemu_real_host_page_size();
+    static const struct {
+        const char *name;
+        int signal;
+    } signals[] = {
+        { "sigsegv", SIGSEGV },
+        { "sigbus", SIGBUS },
+    };
+    static const struct {
+        const char *name;
+        GTestDataFunc fn;
+    } tests[] = {
+        { "kill", test_kill },
+        { "ignored", test_ignored },
+        { "chain/sigaction", test_chain_sigaction },
+        { "chain/handler", test_chain_handler },
+    };
+    size_t i, j;
 
     g_test_init(&argc, &argv, NULL);
-    g_test_add_func("/memory-fault/kill", test_kill);
-    g_test_add_func("/memory-fault/ignored", test_ignored);
-    g_test_add_func("/memory-fault/chain/sigaction", test_chain_sigaction);
-    g_test_add_func("/memory-fault/chain/handler", test_chain_handler);
+    for (i = 0; i < ARRAY_SIZE(signals); i++) {
+        for (j = 0; j < ARRAY_SIZE(tests); j++) {
+            g_autofree char *path = g_strdup_printf("/memory-fault/%s/%s",
+                                                    signals[i].name,
+                                                    tests[j].name);
+
+            g_test_add_data_func(path, GINT_TO_POINTER(signals[i].signal),
+                                 tests[j].fn);
+        }
+    }
     return g_test_run();
 }

@@ -62,6 +62,7 @@ static bool opener_fn(void *host, void *opaque)
 
 static void opener_add(Opener *o, void *start, size_t size)
 {
+    o->handler.signal = SIGSEGV;
     o->handler.start = start;
     o->handler.size = size;
     o->handler.fn = opener_fn;
@@ -159,6 +160,7 @@ static void test_threads(void)
 {
     uint8_t *p = map_pages(NUM_THREADS, PROT_READ);
     MemoryFaultHandler handler = {
+        .signal = SIGSEGV,
         .start = p,
         .size = NUM_THREADS * page_size,
         .fn = meeting_fn,
@@ -220,6 +222,7 @@ static void test_remove_waits(void)
 {
     Writer w = { .page = map_pages(1, PROT_READ) };
     MemoryFaultHandler handler = {
+        .signal = SIGSEGV,
         .start = w.page,
         .size = page_size,
         .fn = gate_fn,

@@ -311,7 +311,15 @@ static void test_scattered(void)
     GRand *rand = g_rand_new_with_seed(g_test_rand_int());
     PageBuffer *buffer = page_buffer_new(NUM_SLOTS * PAGE_SIZE, PAGE_SIZE,
                                          &error_abort);
-    SnapshotRAM *ram = snapshot_ram_new(buffer, PAGE_SIZE, true, 0);
+    SnapshotRAM *ram = snapshot_ram_new(buffer, PAGE_SIZE, true, INT64_MAX, 0);
+    SnapshotRAMBlock block = {
+        .name = "sparse",
+        .size = SPARSE_SIZE,
+        .host_page_size = PAGE_SIZE,
+        .writable = true,
+        .fd = -1,
+        .save = save,
+    };
     SnapshotRAMStats stats;
     uint8_t *map, *host;
     bool waited;
@@ -327,12 +335,13 @@ static void test_scattered(void)
     g_assert_cmpint(mprotect(host, SPARSE_SIZE, PROT_READ | PROT_WRITE), ==,
                     0);
     bitmap_set(save, 0, num_pages);
-    snapshot_ram_add_block(ram, NULL, host, SPARSE_SIZE, PAGE_SIZE, true, save,
-                           &error_abort);
+    block.host = host;
+    snapshot_ram_add_block(ram, &block, &error_abort);
     g_assert_cmpuint(page_buffer_take(buffer, held, NUM_HELD, NUM_HELD, 0,
                                       &waited), ==, NUM_HELD);
     before = count_maps();
-    snapshot_ram_arm(ram, &write_trap_mprotect, &error_abort);
+    snapshot_ram_set_trap(ram, &write_trap_mprotect, &error_abort);
+    snapshot_ram_arm(ram, &error_abort);
 
     do {
         size_t page = g_rand_int(rand) % num_pages;

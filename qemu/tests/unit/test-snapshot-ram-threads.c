@@ -12,6 +12,7 @@
 #include "qemu/thread.h"
 #include "qemu/units.h"
 #include "fake-write-trap.h"
+#include "real-write-traps.h"
 #include "snapshot-ram-helpers.h"
 
 /* How long nobody waits in a test that succeeds */
@@ -211,7 +212,7 @@ static void test_stop_wakes(void)
     test_unmap(host, 100);
 }
 
-/* From here on with the trap that is real */
+/* From here on with each trap that is real */
 
 typedef struct Scribbler {
     QemuThread thread;
@@ -237,14 +238,14 @@ static void *scribble_thread(void *opaque)
     return NULL;
 }
 
-static void run_contents(TestRAM *t, int pause_us)
+static void run_contents(TestRAM *t, const WriteTrapOps *trap, int pause_us)
 {
     Scribbler s[3] = { };
     uint64_t writes = 0;
     size_t i, num_pages = 0;
     SnapshotRAMStats stats;
 
-    test_ram_arm(t, &write_trap_mprotect);
+    test_ram_arm(t, trap);
     for (i = 0; i < ARRAY_SIZE(s); i++) {
         s[i].ram = t;
         s[i].rand = g_rand_new_with_seed(g_test_rand_int());
@@ -277,7 +278,7 @@ static void run_contents(TestRAM *t, int pause_us)
                    stats.scan_pages);
 }
 
-static void test_contents(void)
+static void test_contents(const void *trap)
 {
     static const size_t first[] = { 3000, 0, 2048, 1500 };
     static const size_t num_pages[] = { 1096, 1400, 514, 333 };
@@ -294,44 +295,44 @@ static void test_contents(void)
                          host_page[i], true);
         }
         bitmap_clear(t->blocks[1]->save, 100, 300);
-        run_contents(t, 0);
+        run_contents(t, trap, 0);
         test_ram_free(t);
         test_unmap(host, 4096);
     }
 }
 
 /* The buffer is full most of the time */
-static void test_contents_slow(void)
+static void test_contents_slow(const void *trap)
 {
     uint8_t *host = test_map(4096);
     TestRAM *t = test_ram_new(64, false, LONG_MS);
 
     test_ram_add(t, host, 4096, PAGE_SIZE, true);
-    run_contents(t, 1000);
+    run_contents(t, trap, 1000);
     g_assert_cmpuint(test_ram_stats(t).waits, >, 0);
     test_ram_free(t);
     test_unmap(host, 4096);
 }
 
-static void test_contents_huge(void)
+static void test_contents_huge(const void *trap)
 {
     uint8_t *host = test_map(16 * 512);
     TestRAM *t = test_ram_new(1024, true, LONG_MS);
 
     /* Its last page is used in part */
     test_ram_add(t, host, 15 * 512 + 7, 2 * MiB, true);
-    run_contents(t, 0);
+    run_contents(t, trap, 0);
     test_ram_free(t);
     test_unmap(host, 16 * 512);
 }
 
-static void test_partial(void)
+static void test_partial(const void *trap)
 {
     uint8_t *host = test_map(512);
     TestRAM *t = test_ram_new(512, true, LONG_MS);
 
     test_ram_add(t, host, 7, 2 * MiB, true);
-    test_ram_arm(t, &write_trap_mprotect);
+    test_ram_arm(t, trap);
     /* Behind the block, but the host cannot protect less */
     qatomic_set(host + 500 * PAGE_SIZE, 1);
     test_ram_save(t, 0);
@@ -340,28 +341,31 @@ static void test_partial(void)
     test_unmap(host, 512);
 }
 
-/* A system call is not stopped: it fails */
-static void test_system_call(void)
+/* A system call is not stopped: it fails, unless other threads handle it */
+static void test_system_call(const void *opaque)
 {
+    const WriteTrapOps *trap = opaque;
     uint8_t *host = test_map(100);
     uint8_t data[PAGE_SIZE];
     TestRAM *t = test_ram_new(64, true, LONG_MS);
     int fds[2];
 
     test_ram_add(t, host, 100, PAGE_SIZE, true);
-    test_ram_arm(t, &write_trap_mprotect);
+    test_ram_arm(t, trap);
     memset(data, 0x55, sizeof(data));
     g_assert_cmpint(pipe(fds), ==, 0);
     g_assert_cmpint(write(fds[1], data, sizeof(data)), ==, sizeof(data));
 
-    g_assert_cmpint(read(fds[0], host + 20 * PAGE_SIZE, PAGE_SIZE), ==, -1);
-    g_assert_cmpint(errno, ==, EFAULT);
-
-    snapshot_ram_release(t->ram, host + 20 * PAGE_SIZE, PAGE_SIZE);
+    if (trap->in_thread) {
+        g_assert_cmpint(read(fds[0], host + 20 * PAGE_SIZE, PAGE_SIZE), ==,
+                        -1);
+        g_assert_cmpint(errno, ==, EFAULT);
+        snapshot_ram_release(t->ram, host + 20 * PAGE_SIZE, PAGE_SIZE);
+    }
     g_assert_cmpint(read(fds[0], host + 20 * PAGE_SIZE, PAGE_SIZE), ==,
                     PAGE_SIZE);
     g_assert_cmpmem(host + 20 * PAGE_SIZE, PAGE_SIZE, data, PAGE_SIZE);
-    g_assert_cmpuint(test_ram_stats(t).faults, ==, 0);
+    g_assert_cmpuint(test_ram_stats(t).faults, ==, !trap->in_thread);
 
     test_ram_save(t, 0);
     test_ram_check(t);
@@ -371,17 +375,35 @@ static void test_system_call(void)
     test_unmap(host, 100);
 }
 
+static void add_trap_test(const WriteTrapOps *trap, const char *name,
+                          GTestDataFunc fn)
+{
+    g_autofree char *path = g_strdup_printf("/snapshot-ram/%s/%s", trap->name,
+                                            name);
+
+    g_test_add_data_func(path, trap, fn);
+}
+
 int main(int argc, char **argv)
 {
+    const WriteTrapOps *const *trap;
+
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/snapshot-ram/claims", test_claims);
     g_test_add_func("/snapshot-ram/back-pressure", test_back_pressure);
     g_test_add_func("/snapshot-ram/stall-limit", test_stall_limit);
     g_test_add_func("/snapshot-ram/stop-wakes", test_stop_wakes);
-    g_test_add_func("/snapshot-ram/contents", test_contents);
-    g_test_add_func("/snapshot-ram/contents-slow", test_contents_slow);
-    g_test_add_func("/snapshot-ram/contents-huge", test_contents_huge);
-    g_test_add_func("/snapshot-ram/partial", test_partial);
-    g_test_add_func("/snapshot-ram/system-call", test_system_call);
+    for (trap = real_traps; *trap; trap++) {
+        if (!real_trap_available(*trap, NULL)) {
+            add_trap_test(*trap, "unavailable",
+                          real_trap_skip);
+            continue;
+        }
+        add_trap_test(*trap, "contents", test_contents);
+        add_trap_test(*trap, "contents-slow", test_contents_slow);
+        add_trap_test(*trap, "contents-huge", test_contents_huge);
+        add_trap_test(*trap, "partial", test_partial);
+        add_trap_test(*trap, "system-call", test_system_call);
+    }
     return g_test_run();
 }

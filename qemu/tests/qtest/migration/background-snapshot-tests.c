@@ -24,25 +24,6 @@
 #include "migration/migration-util.h"
 #include "qobject/qdict.h"
 
-static void test_moment(void)
-{
-    QTestState *from, *to;
-    int sink;
-
-    if (!snapshot_start_running(&from, &to)) {
-        return;
-    }
-    snapshot_set_buffer_size(from, SNAPSHOT_LARGE_BUFFER);
-    sink = snapshot_open_sink(from, false);
-    snapshot_begin(from, "fd:sink");
-
-    /* No write waits for the destination, which has taken nothing yet */
-    snapshot_wait_for_sweeps(from, 5);
-    snapshot_read_sink(sink, 0);
-    wait_for_migration_complete(from);
-    snapshot_restore_and_finish(from, to);
-}
-
 /* The guest is faster than the destination, and has to wait for it */
 static void test_moment_small_buffer(void)
 {
@@ -50,12 +31,10 @@ static void test_moment_small_buffer(void)
     uint8_t byte;
     int sink;
 
-    if (!snapshot_start_running(&from, &to)) {
+    sink = snapshot_start_to_sink(&from, &to, SNAPSHOT_SMALL_BUFFER, false);
+    if (sink < 0) {
         return;
     }
-    snapshot_set_buffer_size(from, SNAPSHOT_SMALL_BUFFER);
-    sink = snapshot_open_sink(from, false);
-    snapshot_begin(from, "fd:sink");
 
     /* There is no room for what the guest writes in one sweep */
     byte = snapshot_last_byte(from);
@@ -175,12 +154,10 @@ static void test_stop(void)
     QTestState *from, *to;
     int sink;
 
-    if (!snapshot_start_running(&from, &to)) {
+    sink = snapshot_start_to_sink(&from, &to, SNAPSHOT_LARGE_BUFFER, false);
+    if (sink < 0) {
         return;
     }
-    snapshot_set_buffer_size(from, SNAPSHOT_LARGE_BUFFER);
-    sink = snapshot_open_sink(from, false);
-    snapshot_begin(from, "fd:sink");
     snapshot_wait_for_sweeps(from, 2);
     qtest_qmp_assert_success(from, "{ 'execute': 'stop' }");
     snapshot_wait_for_status(from, "paused");
@@ -198,12 +175,10 @@ static void test_stop_cont(void)
     QTestState *from, *to;
     int sink;
 
-    if (!snapshot_start_running(&from, &to)) {
+    sink = snapshot_start_to_sink(&from, &to, SNAPSHOT_LARGE_BUFFER, false);
+    if (sink < 0) {
         return;
     }
-    snapshot_set_buffer_size(from, SNAPSHOT_LARGE_BUFFER);
-    sink = snapshot_open_sink(from, false);
-    snapshot_begin(from, "fd:sink");
     qtest_qmp_assert_success(from, "{ 'execute': 'stop' }");
     snapshot_wait_for_status(from, "paused");
     qtest_qmp_assert_success(from, "{ 'execute': 'cont' }");
@@ -219,12 +194,10 @@ static void test_reset(void)
     QTestState *from, *to;
     int sink;
 
-    if (!snapshot_start_running(&from, &to)) {
+    sink = snapshot_start_to_sink(&from, &to, SNAPSHOT_LARGE_BUFFER, false);
+    if (sink < 0) {
         return;
     }
-    snapshot_set_buffer_size(from, SNAPSHOT_LARGE_BUFFER);
-    sink = snapshot_open_sink(from, false);
-    snapshot_begin(from, "fd:sink");
     snapshot_wait_for_sweeps(from, 1);
     qtest_system_reset(from);
     /* It boots and writes anew */
@@ -240,13 +213,11 @@ static void test_quit_common(bool is_pipe)
     QTestState *from, *to;
     int sink;
 
-    if (!snapshot_start_running(&from, &to)) {
+    /* The guest's writes wait, and so does the thread that writes the image */
+    sink = snapshot_start_to_sink(&from, &to, SNAPSHOT_SMALL_BUFFER, is_pipe);
+    if (sink < 0) {
         return;
     }
-    /* The guest's writes wait, and so does the thread that writes the image */
-    snapshot_set_buffer_size(from, SNAPSHOT_SMALL_BUFFER);
-    sink = snapshot_open_sink(from, is_pipe);
-    snapshot_begin(from, "fd:sink");
     /* Asserts that the exit status is good */
     snapshot_quit_source(from);
     migrate_end(from, to, false);
@@ -347,12 +318,10 @@ static void test_stall(void)
     QDict *rsp;
     int sink;
 
-    if (!snapshot_start_running(&from, &to)) {
+    sink = snapshot_start_to_sink(&from, &to, SNAPSHOT_SMALL_BUFFER, false);
+    if (sink < 0) {
         return;
     }
-    snapshot_set_buffer_size(from, SNAPSHOT_SMALL_BUFFER);
-    sink = snapshot_open_sink(from, false);
-    snapshot_begin(from, "fd:sink");
     snapshot_wait_for_sweeps(from, 2);
     close(sink);
     wait_for_migration_fail(from, true);
@@ -366,19 +335,24 @@ static void test_stall(void)
     snapshot_restore_and_finish(from, to);
 }
 
-/* A second one is refused while one is under way, which goes on */
+/*
+ * A second one is refused while one is under way, and so is trying out traps.
+ * The one goes on, with its trap, whatever is set for the next one.
+ */
 static void test_second(void)
 {
     QTestState *from, *to;
     int sink;
 
-    if (!snapshot_start_running(&from, &to)) {
+    sink = snapshot_start_to_sink(&from, &to, SNAPSHOT_LARGE_BUFFER, false);
+    if (sink < 0) {
         return;
     }
-    snapshot_set_buffer_size(from, SNAPSHOT_LARGE_BUFFER);
-    sink = snapshot_open_sink(from, false);
-    snapshot_begin(from, "fd:sink");
-    migrate_qmp_fail(from, snapshot_image_uri, NULL, "{}");
+    snapshot_assert_migrate_fails(from, "migration process in progress");
+    snapshot_assert_error(qtest_qmp_assert_failure_ref(
+        from, "{ 'execute': 'query-snapshot-write-traps' }"),
+        "migration is running");
+    migrate_set_parameter_str(from, "snapshot-write-trap", "mprotect");
     snapshot_wait_for_sweeps(from, 5);
     snapshot_read_sink(sink, 0);
     wait_for_migration_complete(from);
@@ -389,7 +363,6 @@ void migration_test_add_background_snapshot(MigrationTestEnv *env)
 {
     snapshot_set_up(env);
 
-    migration_test_add("/migration/background-snapshot/moment", test_moment);
     migration_test_add("/migration/background-snapshot/moment-small-buffer",
                        test_moment_small_buffer);
     migration_test_add("/migration/background-snapshot/repeated",
@@ -416,6 +389,8 @@ void migration_test_add_background_snapshot(MigrationTestEnv *env)
     migration_test_add("/migration/background-snapshot/fail", test_fail);
     migration_test_add("/migration/background-snapshot/second", test_second);
     migration_test_add_background_snapshot_params();
+    migration_test_add_background_snapshot_refusals();
+    migration_test_add_background_snapshot_traps();
 
     if (!env->full_set) {
         return;

@@ -16,11 +16,16 @@
 #include "qemu/cutils.h"
 #include "qemu/units.h"
 #include "qobject/qdict.h"
+#include "qobject/qlist.h"
 
 #define TIMEOUT_S 120
 
 char *snapshot_image;
 char *snapshot_image_uri;
+
+const char *const snapshot_traps[SNAPSHOT_NUM_TRAPS] = {
+    "uffd-signal", "mprotect", "uffd-thread",
+};
 
 uint8_t snapshot_last_byte(QTestState *who)
 {
@@ -63,22 +68,27 @@ bool snapshot_start(QTestState **from, QTestState **to, const char *opts_source,
                     const char *opts_target)
 {
     MigrateStart args = {
-        .only_tcg = true,
-        .hide_stderr = true,
+        .accel = "tcg",
         .opts_source = opts_source,
         .opts_target = opts_target,
     };
 
-    if (!migration_get_env()->has_tcg) {
-        g_test_skip("TCG is not in this build, and other accelerators have no "
-                    "write trap");
-        return false;
-    }
-    if (migrate_start(from, to, "defer", &args)) {
+    if (!snapshot_start_args(from, to, &args)) {
         return false;
     }
     migrate_set_capability(*from, "background-snapshot", true);
     return true;
+}
+
+bool snapshot_start_args(QTestState **from, QTestState **to,
+                         MigrateStart *args)
+{
+    if (g_str_equal(args->accel, "tcg") && !migration_get_env()->has_tcg) {
+        g_test_skip("TCG is not in this build");
+        return false;
+    }
+    args->hide_stderr = true;
+    return migrate_start(from, to, "defer", args) == 0;
 }
 
 bool snapshot_start_running(QTestState **from, QTestState **to)
@@ -115,6 +125,20 @@ void snapshot_begin(QTestState *from, const char *uri)
     get_src()->resume_seen = false;
     migrate_qmp(from, NULL, uri, NULL, "{}");
     wait_for_resume(from, get_src());
+}
+
+int snapshot_start_to_sink(QTestState **from, QTestState **to,
+                           uint64_t buffer_size, bool is_pipe)
+{
+    int sink;
+
+    if (!snapshot_start_running(from, to)) {
+        return -1;
+    }
+    snapshot_set_buffer_size(*from, buffer_size);
+    sink = snapshot_open_sink(*from, is_pipe);
+    snapshot_begin(*from, "fd:sink");
+    return sink;
 }
 
 void snapshot_read_sink(int sink, int pause_us)
@@ -160,6 +184,80 @@ void snapshot_restore_and_finish(QTestState *from, QTestState *to)
 {
     snapshot_restore(to, "paused");
     snapshot_finish(from, to);
+}
+
+static QList *query_traps(QTestState *who)
+{
+    QDict *rsp = qtest_qmp(who, "{ 'execute': 'query-snapshot-write-traps' }");
+    QList *traps = qdict_get_qlist(rsp, "return");
+
+    g_assert_nonnull(traps);
+    qobject_ref(traps);
+    qobject_unref(rsp);
+    return traps;
+}
+
+char *snapshot_trap_reason(QTestState *who, const char *trap)
+{
+    QList *traps = query_traps(who);
+    const QListEntry *entry;
+    char *reason = NULL;
+    bool found = false;
+
+    QLIST_FOREACH_ENTRY(traps, entry) {
+        QDict *info = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (g_str_equal(qdict_get_str(info, "trap"), trap)) {
+            found = true;
+            reason = g_strdup(qdict_get_try_str(info, "reason"));
+            g_assert(qdict_get_bool(info, "available") == !reason);
+        }
+    }
+    g_assert(found);
+    qobject_unref(traps);
+    return reason;
+}
+
+char *snapshot_first_trap(QTestState *who)
+{
+    QList *traps = query_traps(who);
+    const QListEntry *entry;
+    char *first = NULL;
+
+    QLIST_FOREACH_ENTRY(traps, entry) {
+        QDict *info = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (!first && qdict_get_bool(info, "available")) {
+            first = g_strdup(qdict_get_str(info, "trap"));
+        }
+    }
+    qobject_unref(traps);
+    return first;
+}
+
+void snapshot_assert_error(QDict *error, const char *why)
+{
+    const char *desc = qdict_get_str(error, "desc");
+
+    if (!strstr(desc, why)) {
+        g_error("'%s' does not tell '%s'", desc, why);
+    }
+    qobject_unref(error);
+}
+
+void snapshot_assert_migrate_fails(QTestState *who, const char *why)
+{
+    snapshot_assert_error(qtest_qmp_assert_failure_ref(
+        who, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }",
+        snapshot_image_uri), why);
+}
+
+void snapshot_assert_capability_fails(QTestState *who, const char *why)
+{
+    snapshot_assert_error(qtest_qmp_assert_failure_ref(
+        who, "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        " 'capabilities': [ { 'capability': 'background-snapshot',"
+        " 'state': true } ] } }"), why);
 }
 
 void snapshot_set_up(MigrationTestEnv *env)

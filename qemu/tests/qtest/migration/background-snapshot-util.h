@@ -31,12 +31,16 @@ void snapshot_wait_for_sweeps(QTestState *who, int n);
 void snapshot_wait_for_status(QTestState *who, const char *goal);
 
 /*
- * Start a source with the capability set, and a target
+ * Start a source with the capability set, and a target, under TCG
  *
  * Returns: false if the test is skipped
  */
 bool snapshot_start(QTestState **from, QTestState **to, const char *opts_source,
                     const char *opts_target);
+
+/* Likewise, with more to choose, and without the capability */
+bool snapshot_start_args(QTestState **from, QTestState **to,
+                         MigrateStart *args);
 
 /* Start a source that writes, and a target that stays paused when restored */
 bool snapshot_start_running(QTestState **from, QTestState **to);
@@ -51,6 +55,14 @@ int snapshot_open_sink(QTestState *from, bool is_pipe);
 
 /* Start a snapshot of a VM that is to run, and wait until it runs again */
 void snapshot_begin(QTestState *from, const char *uri);
+
+/*
+ * Start a source that writes, and a snapshot of it to a sink
+ *
+ * Returns: the sink, or -1 if the test is skipped
+ */
+int snapshot_start_to_sink(QTestState **from, QTestState **to,
+                           uint64_t buffer_size, bool is_pipe);
 
 /* Read the image from the sink to its end, pausing after each 64 KiB */
 void snapshot_read_sink(int sink, int pause_us);
@@ -67,6 +79,28 @@ void snapshot_finish(QTestState *from, QTestState *to);
 /* Likewise, after restoring the image of a VM that was to run */
 void snapshot_restore_and_finish(QTestState *from, QTestState *to);
 
+/* All write traps, in the order in which auto tries them */
+#define SNAPSHOT_NUM_TRAPS 3
+extern const char *const snapshot_traps[SNAPSHOT_NUM_TRAPS];
+
+/*
+ * Returns: what query-snapshot-write-traps says is in the way of @trap, or NULL
+ * if it is available.  The caller frees it.
+ */
+char *snapshot_trap_reason(QTestState *who, const char *trap);
+
+/* Returns: the first available trap, or NULL.  The caller frees it. */
+char *snapshot_first_trap(QTestState *who);
+
+/* Assert that a command was refused with an error that tells @why; free it */
+void snapshot_assert_error(QDict *error, const char *why);
+
+/* Assert that snapshots cannot be started, or the capability not be set */
+void snapshot_assert_migrate_fails(QTestState *who, const char *why);
+void snapshot_assert_capability_fails(QTestState *who, const char *why);
+
 void migration_test_add_background_snapshot_params(void);
+void migration_test_add_background_snapshot_refusals(void);
+void migration_test_add_background_snapshot_traps(void);
 
 #endif

@@ -1,0 +1,338 @@
+/*
+ * QTest testcases for the write traps of background snapshots
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ *
+ * For what the guest does, and what makes an image good, see
+ * background-snapshot-tests.c.
+ */
+#include "qemu/osdep.h"
+#include <sys/mman.h>
+#ifdef CONFIG_LINUX
+#include <linux/magic.h>
+#include <sys/vfs.h>
+#endif
+#include "libqtest.h"
+#include "migration/background-snapshot-util.h"
+#include "migration/framework.h"
+#include "migration/migration-qmp.h"
+#include "migration/migration-util.h"
+#include "qemu/memfd.h"
+#include "qemu/units.h"
+#include "qobject/qdict.h"
+
+/* RAM that the guest does not use, for QEMU's main thread to write */
+#define SPARE_ADDRESS (end_address + 1 * MiB)
+#define SPARE_SIZE (1 * MiB)
+
+/* The most that the framework's guests, two of them, have */
+#define HUGETLB_SIZE (2 * 256 * MiB)
+
+/* Until a guest that works has written to all of its memory */
+#define KVM_TIMEOUT_S 30
+
+static const struct {
+    const char *name;
+    const char *backend;
+} memory_kinds[] = {
+    { "anonymous", NULL },
+    { "memfd", "-object memory-backend-memfd,id=ram,size=%s,share=on "
+               "-machine memory-backend=ram" },
+    { "hugetlb", "-object memory-backend-memfd,id=ram,size=%s,share=on,"
+                 "hugetlb=on,hugetlbsize=2M -machine memory-backend=ram" },
+};
+
+static char *trace_file;
+
+/* Start like snapshot_start_args(), and see which trap is used */
+static bool start(QTestState **from, QTestState **to, const char *accel,
+                  const char *backend)
+{
+    g_autofree char *opts_source = g_strdup_printf(
+        "-trace background_snapshot_armed -D %s", trace_file);
+    MigrateStart args = {
+        .accel = accel,
+        .memory_backend = backend,
+        .opts_source = opts_source,
+        .opts_target = "-S",
+    };
+
+    return snapshot_start_args(from, to, &args);
+}
+
+static void end(QTestState *from, QTestState *to)
+{
+    migrate_end(from, to, false);
+    unlink(trace_file);
+}
+
+static void check_spare(QTestState *who, uint8_t value)
+{
+    g_autofree uint8_t *got = g_malloc(SPARE_SIZE);
+    g_autofree uint8_t *wanted = g_malloc(SPARE_SIZE);
+
+    memset(wanted, value, SPARE_SIZE);
+    qtest_bufread(who, SPARE_ADDRESS, got, SPARE_SIZE);
+    g_assert_cmpmem(got, SPARE_SIZE, wanted, SPARE_SIZE);
+}
+
+/*
+ * Take a snapshot with @trap of a guest that writes, while the main thread
+ * does as well; restore it; end both.
+ */
+static void take_and_restore(QTestState *from, QTestState *to,
+                             const char *trap)
+{
+    g_autofree char *line = g_strdup_printf("trap %s,", trap);
+    g_autofree char *trace = NULL;
+    int sink;
+
+    migrate_set_capability(from, "background-snapshot", true);
+    snapshot_set_buffer_size(from, SNAPSHOT_LARGE_BUFFER);
+    qtest_memset(from, SPARE_ADDRESS, 0x11, SPARE_SIZE);
+    sink = snapshot_open_sink(from, false);
+    snapshot_begin(from, "fd:sink");
+
+    /* No write waits for the destination, which has taken nothing yet */
+    qtest_memset(from, SPARE_ADDRESS, 0x22, SPARE_SIZE);
+    snapshot_wait_for_sweeps(from, 5);
+    snapshot_read_sink(sink, 0);
+    wait_for_migration_complete(from);
+
+    snapshot_restore(to, "paused");
+    check_spare(to, 0x11);
+    check_spare(from, 0x22);
+    snapshot_finish(from, to);
+
+#ifdef CONFIG_TRACE_LOG
+    g_assert_true(g_file_get_contents(trace_file, &trace, NULL, NULL));
+    g_assert_nonnull(strstr(trace, line));
+#endif
+    unlink(trace_file);
+}
+
+static bool have_huge_pages(void)
+{
+#if defined(CONFIG_LINUX) && defined(MFD_HUGETLB)
+    int fd = qemu_memfd_create("probe", HUGETLB_SIZE, true, 2 * MiB, 0, NULL);
+    void *host;
+
+    if (fd < 0) {
+        return false;
+    }
+    host = mmap(NULL, HUGETLB_SIZE, PROT_READ, MAP_SHARED, fd, 0);
+    close(fd);
+    if (host == MAP_FAILED) {
+        return false;
+    }
+    munmap(host, HUGETLB_SIZE);
+    return true;
+#else
+    return false;
+#endif
+}
+
+/* The path's last parts are the trap and the kind of memory */
+static void test_trap(void *path)
+{
+    g_autofree char *kind = g_path_get_basename(path);
+    g_autofree char *dir = g_path_get_dirname(path);
+    g_autofree char *trap = g_path_get_basename(dir);
+    g_autofree char *reason = NULL;
+    QTestState *from, *to;
+    size_t i = 0;
+
+    while (!g_str_equal(memory_kinds[i].name, kind)) {
+        i++;
+    }
+    if (g_str_equal(kind, "hugetlb") && !have_huge_pages()) {
+        g_test_skip("needs 512 MiB of free huge pages of 2 MiB");
+        return;
+    }
+    if (!start(&from, &to, "tcg", memory_kinds[i].backend)) {
+        return;
+    }
+    snapshot_wait_for_sweeps(from, 1);
+
+    if (g_str_equal(trap, "auto")) {
+        g_autofree char *first = snapshot_first_trap(from);
+
+        g_assert_nonnull(first);
+        take_and_restore(from, to, first);
+        return;
+    }
+    reason = snapshot_trap_reason(from, trap);
+    if (reason) {
+        g_test_skip(reason);
+        end(from, to);
+        return;
+    }
+    migrate_set_parameter_str(from, "snapshot-write-trap", trap);
+    take_and_restore(from, to, trap);
+}
+
+/* Returns: a directory whose files' memory userfaultfd cannot protect */
+static const char *find_disk(void)
+{
+#ifdef CONFIG_LINUX
+    const char *dirs[] = { migration_get_env()->tmpfs, "." };
+    struct statfs fs;
+    size_t i;
+
+    for (i = 0; i < ARRAY_SIZE(dirs); i++) {
+        if (statfs(dirs[i], &fs) == 0 && fs.f_type != TMPFS_MAGIC &&
+            fs.f_type != HUGETLBFS_MAGIC) {
+            return dirs[i];
+        }
+    }
+#endif
+    return NULL;
+}
+
+/*
+ * A trap that cannot trap writes to the VM's memory.  It is refused, which the
+ * VM does not notice, and auto takes another one.
+ */
+static void test_file(void)
+{
+    static const char *const uffd[] = { "uffd-signal", "uffd-thread" };
+    const char *disk = find_disk();
+    g_autofree char *backend = NULL;
+    g_autofree char *reason = NULL;
+    QTestState *from, *to;
+    QDict *info;
+    size_t i;
+
+    if (!disk) {
+        g_test_skip("needs a directory on a disk");
+        return;
+    }
+    /* Each VM has a file of its own, which QEMU deletes at once */
+    backend = g_strdup_printf("-object memory-backend-file,id=ram,share=on,"
+                              "size=%%s,mem-path=%s "
+                              "-machine memory-backend=ram", disk);
+    if (!start(&from, &to, "tcg", backend)) {
+        return;
+    }
+    snapshot_wait_for_sweeps(from, 1);
+
+    for (i = 0; i < ARRAY_SIZE(uffd); i++) {
+        g_autofree char *why = snapshot_trap_reason(from, uffd[i]);
+
+        g_assert_nonnull(why);
+        if (strstr(why, "Cannot open userfaultfd")) {
+            g_test_message("%s: %s", uffd[i], why);
+        } else {
+            g_assert_nonnull(strstr(why, "RAM block 'ram'"));
+        }
+        migrate_set_parameter_str(from, "snapshot-write-trap", uffd[i]);
+        snapshot_assert_capability_fails(from, why);
+        migrate_set_parameter_str(from, "snapshot-write-trap", "auto");
+        migrate_set_capability(from, "background-snapshot", true);
+        migrate_set_parameter_str(from, "snapshot-write-trap", uffd[i]);
+        snapshot_assert_migrate_fails(from, why);
+        migrate_set_capability(from, "background-snapshot", false);
+    }
+    info = migrate_query(from);
+    g_assert_false(qdict_haskey(info, "status"));
+    qobject_unref(info);
+    g_assert_false(get_src()->stop_seen);
+    snapshot_wait_for_sweeps(from, 1);
+
+    migrate_set_parameter_str(from, "snapshot-write-trap", "auto");
+    reason = snapshot_trap_reason(from, "mprotect");
+    g_assert_cmpstr(reason, ==, NULL);
+    take_and_restore(from, to, "mprotect");
+}
+
+static bool start_kvm(QTestState **from, QTestState **to)
+{
+    int64_t timeout = g_get_monotonic_time() + KVM_TIMEOUT_S * G_USEC_PER_SEC;
+    bool enabled;
+    QDict *rsp;
+
+    if (!migration_get_env()->has_kvm) {
+        g_test_skip("/dev/kvm is not there or must not be used");
+        return false;
+    }
+    if (!start(from, to, "kvm", NULL)) {
+        return false;
+    }
+    rsp = qtest_qmp_assert_success_ref(*from, "{ 'execute': 'query-kvm' }");
+    enabled = qdict_get_bool(rsp, "enabled");
+    qobject_unref(rsp);
+    if (!enabled) {
+        g_test_skip("the VM was started without KVM");
+        end(*from, *to);
+        return false;
+    }
+    while (!snapshot_last_byte(*from)) {
+        if (g_get_monotonic_time() > timeout) {
+            g_test_skip("the guest does not run under this host's KVM");
+            end(*from, *to);
+            return false;
+        }
+        g_usleep(10 * 1000);
+    }
+    return true;
+}
+
+static void test_kvm(void)
+{
+    static const char *const in_thread[] = { "uffd-signal", "mprotect" };
+    g_autofree char *reason = NULL;
+    g_autofree char *first = NULL;
+    QTestState *from, *to;
+    size_t i;
+
+    if (!start_kvm(&from, &to)) {
+        return;
+    }
+    for (i = 0; i < ARRAY_SIZE(in_thread); i++) {
+        g_autofree char *why = snapshot_trap_reason(from, in_thread[i]);
+
+        g_assert_nonnull(why);
+        g_assert_nonnull(strstr(why, "KVM"));
+        migrate_set_parameter_str(from, "snapshot-write-trap", in_thread[i]);
+        snapshot_assert_capability_fails(from, why);
+    }
+    migrate_set_parameter_str(from, "snapshot-write-trap", "auto");
+
+    reason = snapshot_trap_reason(from, "uffd-thread");
+    if (reason) {
+        snapshot_assert_capability_fails(from, reason);
+        g_test_skip(reason);
+        end(from, to);
+        return;
+    }
+    first = snapshot_first_trap(from);
+    g_assert_cmpstr(first, ==, "uffd-thread");
+    take_and_restore(from, to, "uffd-thread");
+}
+
+static void add_trap_test(const char *trap, const char *kind)
+{
+    g_autofree char *suffix = g_strdup_printf("%s/%s", trap, kind);
+
+    migration_test_add_suffix("/migration/background-snapshot/trap/", suffix,
+                              test_trap);
+}
+
+void migration_test_add_background_snapshot_traps(void)
+{
+    size_t i, j;
+
+    trace_file = g_strdup_printf("%s/snapshot-trace",
+                                 migration_get_env()->tmpfs);
+
+    for (i = 0; i < ARRAY_SIZE(memory_kinds); i++) {
+        add_trap_test("auto", memory_kinds[i].name);
+        for (j = 0; j < SNAPSHOT_NUM_TRAPS; j++) {
+            add_trap_test(snapshot_traps[j], memory_kinds[i].name);
+        }
+    }
+    migration_test_add("/migration/background-snapshot/trap/file", test_file);
+    migration_test_add("/migration/background-snapshot/kvm", test_kvm);
+}

@@ -1,0 +1,22 @@
+/*
+ * The write traps that there are, for unit tests
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ */
+#ifndef TESTS_REAL_WRITE_TRAPS_H
+#define TESTS_REAL_WRITE_TRAPS_H
+
+#include "../migration/write-trap.h"
+
+/* All that this build has; ends with NULL */
+extern const WriteTrapOps *const real_traps[];
+
+/* Returns: false, with @errp set, if the host does not allow it */
+bool real_trap_available(const WriteTrapOps *ops, Error **errp);
+
+/* GTestDataFunc: the test of a trap that the host does not allow, says why */
+void real_trap_skip(const void *ops);
+
+#endif
