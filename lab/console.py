@@ -54,7 +54,9 @@ class Console:
             while True:
                 for line in self._lines[at:]:
                     if 'BAD' in line:
-                        raise GuestError(line)
+                        # The first one tells more than those that follow.
+                        raise GuestError(next(bad for bad in self._lines
+                                              if 'BAD' in bad))
                     found = re.search(pattern, line)
                     if found:
                         return found

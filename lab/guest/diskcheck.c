@@ -12,7 +12,7 @@
  * to write there.  A read that reported success without arriving leaves the
  * ring's older contents, which name another block or version.
  *
- * Prints twice a second
+ * Prints ten times a second
  *   disk ios=<reads and writes done> ok
  * or, at the first mismatch or failed request, a line with BAD in it.
  */
@@ -116,7 +116,7 @@ int main(int argc, char **argv)
             ios++;
         }
         ios++;
-        if (now_ns() - said > 500000000) {
+        if (now_ns() - said > 100000000) {
             said = now_ns();
             say("disk ios=%lu ok", ios);
         }

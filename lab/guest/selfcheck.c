@@ -18,7 +18,7 @@
  * ticket order: an image in which pages of several threads are of different
  * moments breaks that order.
  *
- * Prints twice a second
+ * Prints ten times a second
  *   self round=<rounds done by the slowest thread> pages=<pages written> ok
  * and for each mismatch a line with BAD in it, after which its thread ends.
  */
@@ -221,7 +221,7 @@ int main(int argc, char **argv)
     for (;;) {
         unsigned long rounds = -1ul, written = 0;
 
-        usleep(500000);
+        usleep(100000);
         for (unsigned t = 0; t < threads; t++) {
             unsigned long r = atomic_load(&workers[t].rounds);
 
