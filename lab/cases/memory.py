@@ -60,7 +60,7 @@ def memory(name: str, scene: Scene) -> None:
     kind = KINDS[name]
     kind.prepare(scene, RAM_MB)
     # More than there is without what is plugged in.
-    scene.check = SelfCheck(write_mb=24, static_mb=150 if kind.plug else 40)
+    scene.check = SelfCheck(write_mb=24, static_mb=150 if kind.plug else 8)
     vm = scene.boot(Hardware(ram_mb=RAM_MB, memory=name))
     expect_uses(vm, kind)
     vm.qmp.cmd('migrate-set-parameters',
