@@ -24,8 +24,13 @@
 #include "ram.h"
 #include "snapshot-ram.h"
 
-/* QOM types whose devices let others write guest RAM behind QEMU's back */
+/*
+ * QOM types, or patterns of their names, whose devices let others write guest
+ * RAM behind QEMU's back
+ */
 static const char *const foreign_writers[] = {
+    "vhost-user-*",
+    "vhost-vdpa-*",
     "vfio-pci-base",
     "vfio-ap",
     "vfio-ccw",
@@ -78,7 +83,8 @@ static int device_search_visit(Object *obj, void *opaque)
     const char *const *type;
 
     for (type = search->types; *type; type++) {
-        if (object_dynamic_cast(obj, *type)) {
+        if (object_dynamic_cast(obj, *type) ||
+            g_pattern_match_simple(*type, object_get_typename(obj))) {
             search->found = obj;
             return 1;
         }
@@ -115,18 +121,14 @@ static bool check_writers(Error **errp)
         error_setg(errp, "The memory of a confidential guest cannot be read");
         return false;
     }
-    if (vhost_in_use(VHOST_BACKEND_TYPE_USER)) {
-        error_setg(errp, "A vhost-user device's writes to guest RAM are those "
-                   "of another process and cannot be trapped");
-        return false;
-    }
-    if (vhost_in_use(VHOST_BACKEND_TYPE_VDPA)) {
-        error_setg(errp, "A vhost-vdpa device's writes to guest RAM cannot be "
-                   "trapped");
-        return false;
-    }
     if (find_device(foreign_writers, "lets others write guest RAM, which "
                     "cannot be trapped", errp)) {
+        return false;
+    }
+    if (vhost_in_use(VHOST_BACKEND_TYPE_USER) ||
+        vhost_in_use(VHOST_BACKEND_TYPE_VDPA)) {
+        error_setg(errp, "A vhost-user or vhost-vdpa back end lets others "
+                   "write guest RAM, which cannot be trapped");
         return false;
     }
     if (ram_block_discard_is_disabled()) {

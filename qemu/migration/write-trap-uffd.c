@@ -14,6 +14,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include "qapi/error.h"
+#include "qemu/atomic.h"
 #include "qemu/event_notifier.h"
 #include "qemu/memory-fault.h"
 #include "qemu/thread.h"
@@ -57,6 +58,10 @@ static int uffd_trap_try_open(int flags, struct uffdio_api *api)
     int fd = uffd_open(O_CLOEXEC | O_NONBLOCK | flags);
     int ret;
 
+    if (fd < 0 && errno == EINVAL) {
+        /* Linux before 5.11 knows no flags of its own */
+        fd = uffd_open(O_CLOEXEC | O_NONBLOCK);
+    }
     if (fd < 0) {
         return -errno;
     }
@@ -150,7 +155,7 @@ static void uffd_trap_prepare(WriteTrap *common, void *host, size_t size,
     }
 #endif
     for (offset = 0; offset < size; offset += page_size) {
-        (void)*((volatile char *)host + offset);
+        qatomic_read((uint8_t *)host + offset);
     }
 }
 

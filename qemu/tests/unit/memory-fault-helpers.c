@@ -25,6 +25,16 @@ size_t fault_page_size(void)
     return qemu_real_host_page_size();
 }
 
+static int open_empty_file(void)
+{
+    g_autofree char *name = NULL;
+    int fd = g_file_open_tmp(NULL, &name, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    unlink(name);
+    return fd;
+}
+
 static void map_page(void *host, int prot, int flags, int fd)
 {
     void *page = QEMU_ALIGN_PTR_DOWN(host, fault_page_size());
@@ -40,13 +50,6 @@ uint8_t *fault_map(int sig, size_t num_pages)
     size_t i;
 
     g_assert(host != MAP_FAILED);
-    if (empty_file < 0) {
-        g_autofree char *name = NULL;
-
-        empty_file = g_file_open_tmp(NULL, &name, NULL);
-        g_assert_cmpint(empty_file, >=, 0);
-        unlink(name);
-    }
     for (i = 0; i < num_pages; i++) {
         fault_deny(sig, host + i * fault_page_size());
     }
@@ -56,6 +59,9 @@ uint8_t *fault_map(int sig, size_t num_pages)
 void fault_deny(int sig, void *host)
 {
     if (sig == SIGBUS) {
+        if (empty_file < 0) {
+            empty_file = open_empty_file();
+        }
         map_page(host, PROT_READ | PROT_WRITE, MAP_SHARED, empty_file);
     } else {
         map_page(host, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1);

@@ -20,8 +20,10 @@ size_t fault_page_size(void);
  */
 uint8_t *fault_map(int sig, size_t num_pages);
 
-/* Have a page raise the signal, or not any more; also in signal context */
+/* Have a page raise the signal */
 void fault_deny(int sig, void *host);
+
+/* Have it raise none; also in signal context */
 void fault_allow(void *host);
 
 void write_byte(uint8_t *host);

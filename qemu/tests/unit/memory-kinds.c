@@ -154,13 +154,14 @@ static size_t smaps_sum(const Memory *m, const char *field)
     g_assert_true(g_file_get_contents("/proc/self/smaps", &text, NULL, NULL));
     lines = g_strsplit(text, "\n", -1);
     for (i = 0; lines[i]; i++) {
-        uint64_t first, end;
+        uint64_t first, end, kib;
         const char *value;
 
         if (sscanf(lines[i], "%" SCNx64 "-%" SCNx64 " ", &first, &end) == 2) {
             ours = first < start + m->size && end > start;
-        } else if (ours && strstart(lines[i], field, &value)) {
-            sum += strtoull(value, NULL, 10) * KiB;
+        } else if (ours && strstart(lines[i], field, &value) &&
+                   sscanf(value, "%" SCNu64, &kib) == 1) {
+            sum += kib * KiB;
         }
     }
     return sum;

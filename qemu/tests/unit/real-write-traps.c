@@ -6,6 +6,10 @@
  * Copyright (c) 2026 the background-snapshot authors
  */
 #include "qemu/osdep.h"
+#ifdef CONFIG_LINUX
+#include <sys/ioctl.h>
+#include "qemu/userfaultfd.h"
+#endif
 #include "qapi/error.h"
 #include "real-write-traps.h"
 
@@ -26,6 +30,22 @@ bool real_trap_available(const WriteTrapOps *ops, Error **errp)
         ops->free(trap);
     }
     return trap;
+}
+
+bool real_trap_serves(const WriteTrapOps *ops, const MemoryKind *kind)
+{
+#ifdef CONFIG_LINUX
+    if (ops != &write_trap_mprotect && kind->backing != MEMORY_ANONYMOUS) {
+        struct uffdio_api api = { .api = UFFD_API };
+        int fd = uffd_open(O_CLOEXEC | UFFD_USER_MODE_ONLY);
+
+        g_assert_cmpint(ioctl(fd, UFFDIO_API, &api), ==, 0);
+        close(fd);
+        return kind->backing != MEMORY_REGULAR &&
+               (api.features & UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
+    }
+#endif
+    return true;
 }
 
 void real_trap_skip(const void *ops)

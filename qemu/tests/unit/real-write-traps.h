@@ -9,12 +9,16 @@
 #define TESTS_REAL_WRITE_TRAPS_H
 
 #include "../migration/write-trap.h"
+#include "memory-kinds.h"
 
 /* All that this build has; ends with NULL */
 extern const WriteTrapOps *const real_traps[];
 
 /* Returns: false, with @errp set, if the host does not allow it */
 bool real_trap_available(const WriteTrapOps *ops, Error **errp);
+
+/* Returns: whether the kernel can do it, by what it says of itself */
+bool real_trap_serves(const WriteTrapOps *ops, const MemoryKind *kind);
 
 /* GTestDataFunc: the test of a trap that the host does not allow, says why */
 void real_trap_skip(const void *ops);

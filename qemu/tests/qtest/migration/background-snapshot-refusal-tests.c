@@ -144,7 +144,7 @@ static void test_vhost_user(void)
     qtest_qmp_assert_success(
         qts, "{ 'execute': 'device_add', 'arguments': {"
         " 'driver': 'vhost-user-fs-pci', 'chardev': 'backend', 'tag': 'fs' } }");
-    check_refused(qts, "vhost-user device's writes");
+    check_refused(qts, "(vhost-user-fs-pci) lets others write");
     qtest_quit(qts);
     g_thread_join(backend);
 }
