@@ -19,8 +19,9 @@ from .memory import KINDS
 from .qmp import Qmp
 
 MACHINE = 'pc-q35-10.0'
+# Without init_on_alloc, what the balloon takes is not written before.
 CMDLINE = ('console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable '
-           'no_timer_check mitigations=off cryptomgr.notests '
+           'no_timer_check mitigations=off cryptomgr.notests init_on_alloc=0 '
            'rcupdate.rcu_cpu_stall_timeout=120 memhp_default_state=online')
 TROUBLE = ('BUG:', 'WARNING:', 'Oops', 'Kernel panic', 'I/O error',
            'EXT4-fs error', 'lab: ')
