@@ -106,10 +106,10 @@ class Scene(contextlib.ExitStack):
     def prove(self, vm: VM) -> None:
         """The guest finds nothing wrong and goes on, and QEMU lives."""
         vm.assert_alive()
+        vm.console.check()
         self.check.prove(vm)
         if vm.hardware.disk:
             self.disk_check.prove(vm)
-        vm.console.check()
         trouble = vm.kernel_trouble()
         if trouble:
             raise AssertionError(f'guest kernel: {trouble[0]}')

@@ -54,7 +54,8 @@ class Hardware:
             device = 'virtio-blk-pci,id=vda,drive=disk'
             if self.iothread:
                 more += ['-object', 'iothread,id=disk-thread']
-                device += ',iothread=disk-thread'
+                # See DiskCheck.start().
+                device += ',iothread=disk-thread,event_idx=off'
             more += ['-device', device]
         for device in self.devices:
             more += ['-device', device]

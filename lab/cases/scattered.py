@@ -14,8 +14,8 @@ from ..vm import Hardware
 from ..workload import SelfCheck
 from .lifecycle import expect_mappings
 
-FAULTS = 300000
-# The first write to every 32nd page is saved with the 64 KiB around it and
+FAULTS = 200000
+# The first write to every 32nd page is saved with what is around it and
 # leaves an island.  When there may be no more of those, each further page is a
 # fault of its own.  A slow sink keeps the scanner from being faster.
 STRIDE = 32
