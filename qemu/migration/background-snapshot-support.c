@@ -15,6 +15,7 @@
 #include "hw/boards.h"
 #include "hw/virtio/vhost.h"
 #include "migration/misc.h"
+#include "migration/snapshot-hooks.h"
 #include "qom/object.h"
 #include "system/kvm.h"
 #include "system/qtest.h"
@@ -71,6 +72,14 @@ static const struct {
     { SNAPSHOT_WRITE_TRAP_UFFD_THREAD, NULL },
 #endif
 };
+
+/* NULL: if vCPUs run in the kernel, their stopped writes cannot be told */
+static bool (*vcpu_check)(Error **errp);
+
+void background_snapshot_set_vcpu_check(bool (*check)(Error **errp))
+{
+    vcpu_check = check;
+}
 
 typedef struct DeviceSearch {
     const char *const *types;
@@ -143,9 +152,13 @@ static bool check_writers(Error **errp)
 /* Do all writers handle their own faults, or can be told from in advance? */
 static bool check_in_thread(const WriteTrapOps *ops, Error **errp)
 {
-    if (kvm_enabled()) {
+    if (kvm_enabled() && !vcpu_check) {
         error_setg(errp, "KVM does not tell which of the guest's writes was "
-                   "stopped");
+                   "stopped, as this kernel has no "
+                   "KVM_CAP_MEMORY_FAULT_DENIED");
+        return false;
+    }
+    if (vcpu_check && !vcpu_check(errp)) {
         return false;
     }
     if (vhost_in_use(VHOST_BACKEND_TYPE_KERNEL)) {

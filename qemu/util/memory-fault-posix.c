@@ -46,6 +46,7 @@ static void __attribute__((constructor)) memory_fault_init(void)
     qemu_mutex_init(&memory_fault.lock);
 }
 
+/* Ask the handlers of @sig, or all if that is 0 */
 static bool memory_fault_dispatch(int sig, void *host)
 {
     MemoryFaultHandler *h;
@@ -55,7 +56,7 @@ static bool memory_fault_dispatch(int sig, void *host)
     qatomic_inc(&memory_fault.readers);
     for (h = qatomic_load_acquire(&memory_fault.handlers); h && !handled;
          h = qatomic_read(&h->next)) {
-        if (h->signal == sig &&
+        if ((!sig || h->signal == sig) &&
             (uintptr_t)host - (uintptr_t)h->start < h->size) {
             handled = h->fn(host, h->opaque);
         }
@@ -66,7 +67,7 @@ static bool memory_fault_dispatch(int sig, void *host)
 
 /*
  * The range's handler may have been removed, and its accesses allowed, after
- * the fault and before the signal arrived here.  A thread can have but one
+ * the fault and before it is known here.  A thread can have but one
  * such fault for each removal, so one more try is enough to tell.
  */
 static bool memory_fault_may_be_stale(void)
@@ -78,6 +79,11 @@ static bool memory_fault_may_be_stale(void)
     }
     retried_generation = generation;
     return true;
+}
+
+bool memory_fault_handle(void *host)
+{
+    return memory_fault_dispatch(0, host) || memory_fault_may_be_stale();
 }
 
 /* The kernel's signals are repeated, but for one that no access has raised */

@@ -24,6 +24,18 @@ void background_snapshot_release_iov(QEMUIOVector *qiov, size_t offset,
                                      size_t size);
 
 /**
+ * background_snapshot_set_vcpu_check: vCPUs run in the kernel, and tell
+ *
+ * For an accelerator whose guest code does not run in QEMU, but each of whose
+ * vCPUs' threads calls memory_fault_handle() for its denied writes.  Without
+ * it, such a VM cannot have traps that are handled in the writing thread.
+ *
+ * @check: asked, with the BQL held, before such a trap is taken; returns false
+ *         with its errp set if the kernel writes guest RAM and does not tell
+ */
+void background_snapshot_set_vcpu_check(bool (*check)(Error **errp));
+
+/**
  * background_snapshot_may_discard: may pages of guest RAM be discarded now?
  *
  * BQL held.  Returns: false while a snapshot needs each page to exist, which is

@@ -66,6 +66,17 @@ bool memory_fault_handler_add(MemoryFaultHandler *h, Error **errp);
 void memory_fault_handler_remove(MemoryFaultHandler *h);
 
 /**
+ * memory_fault_handle: handle a fault that came without a signal
+ *
+ * For a thread that is told in another way where its access was denied, as KVM
+ * tells a vCPU's thread.  Calls the handler of the range, of whatever signal;
+ * may wait as that does.  Any thread.
+ *
+ * Returns: true if the access can be tried again, false if nobody handles it
+ */
+bool memory_fault_handle(void *host);
+
+/**
  * memory_fault_allow_sigbus: let SIGBUS reach handlers in the main thread
  *
  * The main thread blocks SIGBUS and reads it from a file descriptor, for the

@@ -343,6 +343,41 @@ static void test_remove_race(void)
     munmap(page, page_size);
 }
 
+/* A fault that KVM tells of, say */
+static void test_without_signal(void)
+{
+    static const int signals[] = { SIGSEGV, SIGBUS };
+    uint8_t *p = map_pages(2, PROT_READ);
+    size_t i;
+
+    for (i = 0; i < ARRAY_SIZE(signals); i++) {
+        Opener o = { };
+
+        opener_add(&o, p, page_size);
+        o.handler.signal = signals[i];
+        protect(p, PROT_READ);
+        g_assert_true(memory_fault_handle(p + 1));
+        g_assert_cmpint(o.calls, ==, 1);
+        g_assert_true(o.host == p + 1);
+        g_assert_true(pthread_equal(o.thread, pthread_self()));
+        write_byte(p);
+        g_assert_cmpint(o.calls, ==, 1);
+
+        /* Now there can be no fault that came before a handler's removal */
+        memory_fault_handle(p + page_size);
+        g_assert_false(memory_fault_handle(p + page_size));
+        o.refuse = true;
+        g_assert_false(memory_fault_handle(p));
+        g_assert_cmpint(o.calls, ==, 2);
+
+        memory_fault_handler_remove(&o.handler);
+        g_assert_true(memory_fault_handle(p));
+        g_assert_false(memory_fault_handle(p));
+        g_assert_cmpint(o.calls, ==, 2);
+    }
+    munmap(p, 2 * page_size);
+}
+
 int main(int argc, char **argv)
 {
     page_size = qemu_real_host_page_size();
@@ -353,5 +388,6 @@ int main(int argc, char **argv)
     g_test_add_func("/memory-fault/remove/waits", test_remove_waits);
     g_test_add_func("/memory-fault/remove/stale", test_remove_stale);
     g_test_add_func("/memory-fault/remove/race", test_remove_race);
+    g_test_add_func("/memory-fault/without-signal", test_without_signal);
     return g_test_run();
 }
