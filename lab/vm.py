@@ -54,8 +54,7 @@ class Hardware:
             device = 'virtio-blk-pci,id=vda,drive=disk'
             if self.iothread:
                 more += ['-object', 'iothread,id=disk-thread']
-                # See DiskCheck.start().
-                device += ',iothread=disk-thread,event_idx=off'
+                device += ',iothread=disk-thread'
             more += ['-device', device]
         for device in self.devices:
             more += ['-device', device]

@@ -74,12 +74,6 @@ class DiskCheck:
     def start(self, vm: VM) -> None:
         mark = vm.console.mark()
         vm.console.run(f'diskcheck /dev/vda {self.disk_mb} {self.ring_mb} &')
-        if vm.hardware.iothread:
-            # QEMU 10.0 loses the interrupt of a request that an iothread ends
-            # while the VM is being stopped.  Without event_idx, the next
-            # request's interrupt is for both.
-            vm.console.run('while sleep 0.5; do dd if=/dev/vda of=/dev/null '
-                           'bs=4096 count=1 iflag=direct & done 2>/dev/null &')
         vm.console.wait(r'^disk ios=\d+ ok', mark, START_TIMEOUT)
 
     def prove(self, vm: VM) -> None:

@@ -179,6 +179,19 @@ def traps_end(scene: Scene) -> None:
                              f'at best {max(tries):.0f} after it')
 
 
+def iothread_stops(scene: Scene) -> None:
+    """No request gets lost that ends while the VM is being stopped.
+
+    In unmodified QEMU, each stop loses one in 50.
+    """
+    vm = scene.boot(Hardware(vcpus=2, disk=scene.new_disk(), iothread=True))
+    for _ in range(200):
+        vm.qmp.cmd('stop')
+        vm.qmp.cmd('cont')
+        time.sleep(0.05)
+    scene.prove(vm)
+
+
 CASES = [
     Case('paused-resumes', paused_resumes),
     Case('running-resumes', running_is_stopped_and_resumed),
@@ -189,4 +202,5 @@ CASES = [
     Case('reset', reset),
     Case('quit', quit_ends),
     Case('traps-end', traps_end),
+    Case('iothread-stops', iothread_stops),
 ]
