@@ -10,7 +10,7 @@ from typing import Any, Dict
 from lab import env, snapshot
 from lab.qmp import event_time
 from lab.sink import FileSink
-from lab.vm import VM, Hardware
+from lab.vm import VM, Hardware, boot
 
 from . import writes
 from .cpu import OtherLoad
@@ -42,8 +42,8 @@ def measure(row: Row, variant: Variant, folder: Path) -> Dict[str, Any]:
     more = ['-msg', 'timestamp=on', '-trace', LIFE]
     if variant.trap:
         more += ['-trace', TOTALS]
-    with VM(variant.binary, hardware, folder / 'guest', *more) as vm:
-        vm.wait_boot()
+    with boot(lambda: VM(variant.binary, hardware, folder / 'guest',
+                         *more)) as vm:
         if variant.trap:
             _set_parameters(vm, row, variant.trap)
         vm.console.run(f'wlat {row.rate} {row.area_mb} {row.stride} '

@@ -1,6 +1,6 @@
-"""Debian's own kernel for the guest: download, unpack, pick out modules.
+"""Debian's own kernels for guests: download, unpack, pick out modules.
 
-Nothing is installed: the package is unpacked below BUILD/lab.
+Nothing is installed: the packages are unpacked below BUILD.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
@@ -10,43 +10,94 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
-from typing import List
+from typing import Iterable, List
 
 from . import env
 
-META_PACKAGE = 'linux-image-amd64'
-KERNEL = env.LAB / 'vmlinux'
-ROOT = env.LAB / 'kernel'
+
+class Kernel:
+    """What @packages stand for, of which the first that apt knows is taken.
+
+    image: the ELF kernel; root: where the package is unpacked.
+    """
+
+    def __init__(self, folder: Path, *packages: str):
+        self.image = folder / 'vmlinux'
+        self.root = folder / 'kernel'
+        self._folder = folder
+        self._packages = packages
+
+    def fetch(self) -> None:
+        """Unpack it, once."""
+        if self.image.exists():
+            return
+        shutil.rmtree(self.root, ignore_errors=True)
+        package = _image_package(self._packages)
+        deb = download(package, self._folder / 'download')
+        subprocess.run(['dpkg-deb', '-x', deb, self.root], check=True)
+        shutil.rmtree(deb.parent)
+        [image] = (self.root / 'boot').glob('vmlinuz-*')
+        part = self.image.with_suffix('.part')
+        part.write_bytes(_decompress(image.read_bytes()))
+        part.rename(self.image)
+
+    def modules(self, names: List[str]) -> List[Path]:
+        """The files of modules and all that they need, in load order.
+
+        Names that are built into the kernel are left out; unknown ones raise.
+        """
+        [tree] = (self.root / 'lib' / 'modules').iterdir()
+        files = {_name(f): f for f in tree.rglob('*.ko*')}
+        builtin = {_name(Path(line)) for line
+                   in (tree / 'modules.builtin').read_text().split()}
+        ordered: List[Path] = []
+
+        def add(name: str) -> None:
+            if name in builtin or files.get(name) in ordered:
+                return
+            if name not in files:
+                raise RuntimeError(f'{tree.name} has no module {name}')
+            found = re.search(rb'\0depends=([^\0]*)\0',
+                              module_bytes(files[name]))
+            for needed in found.group(1).decode().split(',') if found else ():
+                if needed:
+                    add(_name(Path(needed)))
+            ordered.append(files[name])
+
+        for name in names:
+            add(name)
+        return ordered
 
 
-def fetch() -> None:
-    """Unpack the kernel that META_PACKAGE stands for, once."""
-    if KERNEL.exists():
-        return
-    package = _image_package()
-    download = env.LAB / 'download'
-    shutil.rmtree(download, ignore_errors=True)
-    shutil.rmtree(ROOT, ignore_errors=True)
-    download.mkdir(parents=True)
-    subprocess.run(['apt-get', '-qq', '-o', 'APT::Sandbox::User=root',
-                    'download', package], cwd=download, check=True)
-    [deb] = download.glob('*.deb')
-    subprocess.run(['dpkg-deb', '-x', deb, ROOT], check=True)
-    shutil.rmtree(download)
-    [image] = (ROOT / 'boot').glob('vmlinuz-*')
-    part = KERNEL.with_suffix('.part')
-    part.write_bytes(_decompress(image.read_bytes()))
-    part.rename(KERNEL)
+GUEST = Kernel(env.LAB, 'linux-image-amd64')
 
 
-def _image_package() -> str:
-    shown = subprocess.run(['apt-cache', 'show', '--no-all-versions',
-                            META_PACKAGE], stdout=subprocess.PIPE, text=True)
-    found = re.search(r'^Depends:.*?(linux-image-\S+)', shown.stdout, re.M)
+def download(package: str, folder: Path) -> Path:
+    """The file of Debian's package, in @folder; kept if it is there."""
+    found = list(folder.glob(f'{package}_*.deb'))
     if not found:
-        raise RuntimeError(f'apt knows no {META_PACKAGE}: '
-                           'run apt-get update as root')
-    return found.group(1)
+        part = folder.with_suffix('.part')
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        subprocess.run(['apt-get', '-qq', '-o', 'APT::Sandbox::User=root',
+                        'download', package], cwd=part, check=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+        found = list(folder.glob('*.deb'))
+    return found[0]
+
+
+def _image_package(packages: Iterable[str]) -> str:
+    for package in packages:
+        shown = subprocess.run(['apt-cache', 'show', '--no-all-versions',
+                                package], stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, text=True)
+        found = re.search(r'^Depends:.*?(linux-image-\S+)', shown.stdout,
+                          re.M)
+        if found:
+            return found.group(1)
+    raise RuntimeError(f'apt knows none of {", ".join(packages)}: '
+                       'run apt-get update as root')
 
 
 def _decompress(bzimage: bytes) -> bytes:
@@ -68,33 +119,6 @@ def _decompress(bzimage: bytes) -> bytes:
                               stdout=subprocess.PIPE, check=True).stdout
     raise RuntimeError('kernel image compressed in an unknown way: '
                        f'{payload[:6]!r}')
-
-
-def modules(names: List[str]) -> List[Path]:
-    """The files of the named modules and all that they need, in load order.
-
-    Names that are built into the kernel are left out; unknown ones raise.
-    """
-    [tree] = (ROOT / 'lib' / 'modules').iterdir()
-    files = {_name(f): f for f in tree.rglob('*.ko*')}
-    builtin = {_name(Path(line)) for line
-               in (tree / 'modules.builtin').read_text().split()}
-    ordered: List[Path] = []
-
-    def add(name: str) -> None:
-        if name in builtin or files.get(name) in ordered:
-            return
-        if name not in files:
-            raise RuntimeError(f'{tree.name} has no module {name}')
-        found = re.search(rb'\0depends=([^\0]*)\0', module_bytes(files[name]))
-        for needed in found.group(1).decode().split(',') if found else ():
-            if needed:
-                add(_name(Path(needed)))
-        ordered.append(files[name])
-
-    for name in names:
-        add(name)
-    return ordered
 
 
 def module_bytes(path: Path) -> bytes:

@@ -13,7 +13,7 @@ from typing import Callable, List, NamedTuple, Optional, Sequence
 from . import env, host, snapshot
 from .memory import KINDS
 from .sink import FileSink
-from .vm import VM, Hardware
+from .vm import VM, Hardware, boot
 from .workload import DiskCheck, SelfCheck
 
 
@@ -48,10 +48,9 @@ class Scene(contextlib.ExitStack):
              launcher: Sequence[str] = ()) -> VM:
         """Boot the patched QEMU and start the workloads in the guest."""
         hardware = hardware or Hardware()
-        vm = self.enter_context(VM(env.QEMU, hardware, self.logs / 'source',
-                                   '-trace', 'background_snapshot_*', *more,
-                                   launcher=launcher))
-        vm.wait_boot()
+        vm = self.enter_context(boot(lambda: VM(
+            env.QEMU, hardware, self.logs / 'source',
+            '-trace', 'background_snapshot_*', *more, launcher=launcher)))
         while KINDS[hardware.memory].half_plugged and not self._plugged(vm):
             time.sleep(0.1)
         if hardware.disk:

@@ -126,22 +126,27 @@ def restore(image: Path, hardware: Hardware, log: Path,
     """Restore an image in the unmodified QEMU and let the guest run on."""
     vm = VM(env.STOCK, hardware, log, '-incoming', 'defer', *more)
     try:
-        vm.qmp.cmd('migrate-set-capabilities', capabilities=[
-            {'capability': 'events', 'state': True}])
-        mark = vm.qmp.mark()
-        vm.qmp.cmd('migrate-incoming', uri=f'file:{image}')
-        try:
-            wait(vm, mark, timeout)
-        except Exception as problem:
-            vm.assert_alive()
-            raise SnapshotFailed(f'restoring {image.name}: {problem}'
-                                 ) from problem
-        if vm.status() != 'running':
-            raise SnapshotFailed(f'restored VM is {vm.status()}')
+        load(vm, image, timeout)
     except BaseException:
         vm.close()
         raise
     return vm
+
+
+def load(vm: VM, image: Path, timeout: float = 120) -> None:
+    """Have @vm, which waits for it, restore an image and run on."""
+    vm.qmp.cmd('migrate-set-capabilities', capabilities=[
+        {'capability': 'events', 'state': True}])
+    mark = vm.qmp.mark()
+    vm.qmp.cmd('migrate-incoming', uri=f'file:{image}')
+    try:
+        wait(vm, mark, timeout)
+    except Exception as problem:
+        vm.assert_alive()
+        raise SnapshotFailed(f'restoring {image.name}: {problem}'
+                             ) from problem
+    if vm.status() != 'running':
+        raise SnapshotFailed(f'restored VM is {vm.status()}')
 
 
 def statuses(vm: VM, mark: int) -> List[str]:
