@@ -15,8 +15,8 @@ QEMU := $(BUILD)/qemu-system-x86_64
 STOCK := $(BUILD)/stock/qemu-system-x86_64
 export BUILD QEMU_SRC JOBS QEMU STOCK
 
-.PHONY: all stock setup prepare series refresh lint bisect check demo bench \
-	clean help
+.PHONY: all stock setup prepare series refresh lint bisect check check-kvm \
+	kernel demo bench clean help
 .NOTPARALLEL:
 
 all: prepare		## build QEMU with the series: $(BUILD)/qemu-system-x86_64
@@ -46,6 +46,13 @@ bisect: prepare		## build and unit-test every commit of the series
 check: setup		## all tests; the last line sums them up
 	@tools/check
 
+check-kvm: setup	## those with KVM, in a TCG guest whose kernel has patches/linux
+	@tools/check prepare build build-stock lab-setup kvm
+
+kernel:			## that kernel: $(BUILD)/linux/bzImage
+	@lab/setup
+	@lab/nested/build
+
 demo: all stock		## snapshot a guest with a database, restore it unmodified
 	@lab/setup
 	@lab/demo
@@ -62,5 +69,5 @@ help:			## this text
 	@echo 'Variables: BUILD=build directory, JOBS=compilers at a time,'
 	@echo '  QEMU_SRC=QEMU source (directory, tarball or git checkout;'
 	@echo "  default: Debian's source package)"
-	@awk -F ':[^#]*## *' '/^[a-z]+:.*## / \
+	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / \
 		{ printf "%-10s %s\n", $$1, $$2 }' Makefile

@@ -1,0 +1,58 @@
+"""What the nested lab's host has in its initramfs.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+from pathlib import Path
+from typing import List
+
+from .. import env, guest
+from ..archive import PROGRAM, Archive
+from .kernel import DEBIAN, FOLDER, SELFTEST, vmlinux
+
+HERE = Path(__file__).resolve().parent
+PATH = FOLDER / 'initrd'
+CONTROL = FOLDER / 'initrd-control'
+# Programs in the host.
+OURS = Path('/bin/qemu-system-x86_64')
+STOCK = Path('/bin/stock-qemu-system-x86_64')
+QEMU_IMG = Path('/bin/qemu-img')
+KVM_ONLY = Path('/kvm-only/qemu-system-x86_64')
+# The nested guest: our kernel, which starts faster than Debian's.
+KERNEL = Path('/guest/vmlinux')
+INITRD = Path('/guest/initrd')
+PROGRAMS = ['selfcheck', 'diskcheck', 'wlat']
+FIRMWARE = {
+    '/usr/share/qemu': ['kvmvapic.bin', 'linuxboot_dma.bin', 'pvh.bin'],
+    '/usr/share/seabios': ['bios-256k.bin', 'vgabios-stdvga.bin'],
+    '/usr/lib/ipxe/qemu': ['efi-e1000.rom'],
+}
+
+
+def build() -> None:
+    """Write PATH, for our kernels, and CONTROL, for Debian's."""
+    _write(PATH, [])
+    _write(CONTROL, DEBIAN.modules(['kvm_amd', 'virtio_pci',
+                                    'virtio_console']))
+
+
+def _write(path: Path, modules: List[Path]) -> None:
+    files = Archive()
+    for name in ('/proc', '/sys'):
+        files.directory(name)
+    files.file('/init', (HERE / 'init').read_bytes(), PROGRAM)
+    files.file(str(KVM_ONLY), (HERE / 'kvm-only').read_bytes(), PROGRAM)
+    files.copy(Path('/bin/busybox'), '/bin/busybox')
+    for program, name in (
+            (env.QEMU, OURS), (env.STOCK, STOCK),
+            (env.qemu_img(env.STOCK), QEMU_IMG),
+            (env.QEMU.parent / 'tests/qtest/migration-test',
+             '/bin/migration-test'),
+            (SELFTEST, f'/bin/{SELFTEST.name}')):
+        files.program(program, str(name))
+    files.copy(vmlinux('patched'), str(KERNEL))
+    files.file(str(INITRD), guest.initramfs(PROGRAMS, []))
+    for folder, names in FIRMWARE.items():
+        for name in names:
+            files.copy(Path(folder) / name)
+    guest.add_modules(files, modules)
+    path.write_bytes(files.bytes())
