@@ -227,6 +227,18 @@ def reboot(trap: str) -> Callable[[NestedScene], None]:
     return run
 
 
+def lost_memory(scene: NestedScene) -> None:
+    """An access that the host denies, and no trap, ends the guest."""
+    file = scene.files / 'ram'
+    vm = scene.boot(NestedHardware(ram_file=file))
+    scene.host.run(f'truncate -s 32M {file}')
+    deadline = time.monotonic() + BOOT_TIMEOUT
+    while 'kvm run failed' not in vm.output.read_text(errors='replace'):
+        if time.monotonic() > deadline:
+            raise AssertionError('the guest goes on without its memory')
+        time.sleep(0.2)
+
+
 CASES = [
     Case('selftest', ['patched', 'debug'], selftest),
     Case('selftest-skipped', ['control'], selftest_skipped),
@@ -244,5 +256,6 @@ CASES = [
     *(Case(f'clock-{trap}', ['patched'], clock(trap)) for trap in IN_THREAD),
     Case('hotplug', ['patched'], hotplug('uffd-signal')),
     Case('reboot', ['patched'], reboot('mprotect')),
+    Case('lost-memory', ['patched', 'control'], lost_memory),
     Case('log-is-read', ['debug'], log_is_read),
 ]

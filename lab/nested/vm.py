@@ -6,7 +6,7 @@ import shlex
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
 from ..console import Console
 from ..qmp import Qmp
@@ -20,10 +20,12 @@ class NestedHardware(Hardware):
     """The same machine as the lab's other guests have, on KVM.
 
     cpu: without the virtualization that the host has, by default.
+    ram_file: a file in the host that is to be the guest's RAM.
     """
     vcpus: int = 2
     ram_mb: int = 256
     cpu: str = 'max,svm=off'
+    ram_file: Optional[Path] = None
 
     def arguments(self) -> List[str]:
         arguments = super().arguments()
@@ -31,6 +33,10 @@ class NestedHardware(Hardware):
                               ('-kernel', str(KERNEL)),
                               ('-initrd', str(INITRD))):
             arguments[arguments.index(option) + 1] = value
+        if self.ram_file:
+            arguments[arguments.index('-M') + 1] += ',memory-backend=file'
+            arguments += ['-object', 'memory-backend-file,id=file,share=on,'
+                          f'size={self.ram_mb}M,mem-path={self.ram_file}']
         # The host has no constant TSC, so that the guest's sched_clock,
         # which the watchdog goes by, jumps.  Its kvmclock does not.
         arguments[arguments.index('-append') + 1] += ' nosoftlockup'
