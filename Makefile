@@ -43,10 +43,10 @@ lint: prepare		## check the series and the scripts
 bisect: prepare		## build and unit-test every commit of the series
 	@tools/bisect
 
-check: setup		## all tests; the last line sums them up
+check: setup		## all tests but check-kvm; the last line sums them up
 	@tools/check
 
-check-kvm: setup	## those with KVM, in a TCG guest whose kernel has patches/linux
+check-kvm: setup	## tests with KVM, in TCG guests whose kernels have patches/linux
 	@tools/check prepare build build-stock lab-setup kvm
 
 kernel:			## that kernel: $(BUILD)/linux/bzImage
