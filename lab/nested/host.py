@@ -13,10 +13,10 @@ from ..vm import VM, boot
 
 LINES = 12
 BOOT_TIMEOUT = 180
-# The tick never stops: QEMU's VMRUN and #VMEXIT lose an interrupt that comes
-# in while they note a virtual one (helper_vmrun() and do_vmexit() change
-# interrupt_request without a lock).  The local APIC looks again whenever its
-# timer ticks; a CPU that waits for one event only would wait for ever.
+# The tick never stops: QEMU's VMRUN can lose an interrupt that comes in while it
+# notes a virtual one (helper_vmrun() changes interrupt_request without a lock).
+# The local APIC looks again whenever its timer ticks; a CPU that waits for one
+# event only would wait for ever.
 CMDLINE = ('console=ttyS0 loglevel=7 panic=-1 tsc=reliable no_timer_check '
            'mitigations=off nohz=off highres=off '
            'kvm.force_emulation_prefix=1 kvm.tsc_tolerance_ppm=10000 '
@@ -26,18 +26,22 @@ CMDLINE = ('console=ttyS0 loglevel=7 panic=-1 tsc=reliable no_timer_check '
 
 @dataclass
 class HostHardware:
-    """The machine that runs a kernel with KVM; lines: folder of sockets."""
+    """The machine that runs a kernel with KVM.
+
+    folder: of the sockets of lines.
+    vcpus: one for the host alone (see init), the others for nested guests.
+    """
     kernel: Path
     initrd: Path
-    lines: Path
-    vcpus: int = 2
+    folder: Path
+    vcpus: int = 3
     ram_mb: int = 2560
 
     def arguments(self) -> List[str]:
         ports = ['-device', 'virtio-serial-pci,max_ports=31']
         for number in range(LINES):
             ports += ['-chardev', f'socket,id=line{number},server=on,wait=off,'
-                      f'path={self.lines}/{number}',
+                      f'path={self.folder}/{number}',
                       '-device', f'virtserialport,chardev=line{number},'
                       f'name={number}']
         return ['-nodefaults', '-no-user-config', '-display', 'none',
@@ -56,13 +60,13 @@ class Host:
     def __init__(self, kernel: Path, initrd: Path, log: Path):
         # A short path: those of unix sockets are limited to 107 bytes.
         self._folder = tempfile.TemporaryDirectory(prefix='lab')
-        lines = Path(self._folder.name)
+        folder = Path(self._folder.name)
         self._free_lines = list(range(LINES))
         self._commands = 0
         self._trouble = 0
         try:
             self.vm = boot(lambda: VM(
-                env.STOCK, HostHardware(kernel, initrd, lines), log),
+                env.STOCK, HostHardware(kernel, initrd, folder), log),
                            'host ready', BOOT_TIMEOUT)
         except BaseException:
             self._folder.cleanup()
@@ -79,7 +83,7 @@ class Host:
         self._commands += 1
         mark = self.vm.console.mark()
         end = f'done {self._commands}'
-        self.vm.console.run(f'({command}) </dev/null; echo "{end} $?"')
+        self.vm.console.run(f'({command}); echo "{end} $?"')
         found = self.vm.console.wait(f'^{end} ([0-9]+)$', mark, timeout)
         printed = self.vm.console.lines(mark)
         printed = printed[:printed.index(found.group(0))]

@@ -27,7 +27,7 @@ class NestedScene(Scene):
         self.host = host
         self.files = Path('/tmp/lab')
         host.run(f'mkdir {self.files}')
-        self.callback(host.run, f'rm -r {self.files}')
+        self.callback(host.run, f'rm -rf {self.files}')
         self.check = SelfCheck(write_mb=24, static_mb=8, pause_us=5000)
         self.disk_check = DiskCheck(disk_mb=8, ring_mb=1)
 
