@@ -10,6 +10,7 @@ from .. import snapshot
 from ..cases.bad_input import refused
 from ..cases.lifecycle import expect_active
 from .initramfs import KVM_ONLY
+from .own_writes import own_writes
 from .scene import BOOT_TIMEOUT, SNAPSHOT_TIMEOUT, NestedScene, begin
 from .vm import NestedHardware, NestedVM
 
@@ -255,6 +256,10 @@ CASES = [
         'max,svm=off,hv-vpindex=on,hv-time=on', 'Hyper-V')),
     Case('svm', ['patched'], ruled_out('max,svm=on', 'svm')),
     *(Case(f'clock-{trap}', ['patched'], clock(trap)) for trap in IN_THREAD),
+    Case('own-writes-uffd-signal', ['patched'],
+         own_writes('uffd-signal', on_disk=False)),
+    Case('own-writes-mprotect', ['patched'],
+         own_writes('mprotect', on_disk=True)),
     Case('hotplug', ['patched'], hotplug('uffd-signal')),
     Case('reboot', ['patched'], reboot('mprotect')),
     Case('lost-memory', ['patched', 'control'], lost_memory),

@@ -12,6 +12,7 @@ from .. import env
 from ..vm import VM, boot
 
 LINES = 12
+DISK_MB = 256
 BOOT_TIMEOUT = 180
 # The tick never stops: QEMU's VMRUN can lose an interrupt that comes in while it
 # notes a virtual one (helper_vmrun() changes interrupt_request without a lock).
@@ -28,7 +29,7 @@ CMDLINE = ('console=ttyS0 loglevel=7 panic=-1 tsc=reliable no_timer_check '
 class HostHardware:
     """The machine that runs a kernel with KVM.
 
-    folder: of the sockets of lines.
+    folder: of the sockets of lines, and of the disk, which becomes /dev/vda.
     vcpus: one for the host alone (see init), the others for nested guests.
     """
     kernel: Path
@@ -45,6 +46,7 @@ class HostHardware:
                       '-device', f'virtserialport,chardev=line{number},'
                       f'name={number}']
         return ['-nodefaults', '-no-user-config', '-display', 'none',
+                '-drive', f'if=virtio,format=raw,file={self.folder}/disk',
                 '-M', 'q35', '-accel', 'tcg,thread=multi',
                 '-cpu', 'max,+svm,+npt', '-m', str(self.ram_mb),
                 '-smp', str(self.vcpus), '-kernel', str(self.kernel),
@@ -65,6 +67,8 @@ class Host:
         self._commands = 0
         self._trouble = 0
         try:
+            with (folder / 'disk').open('wb') as disk:
+                disk.truncate(DISK_MB << 20)
             self.vm = boot(lambda: VM(
                 env.STOCK, HostHardware(kernel, initrd, folder), log),
                            'host ready', BOOT_TIMEOUT)

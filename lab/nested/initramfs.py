@@ -2,6 +2,7 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import subprocess
 from pathlib import Path
 from typing import List
 
@@ -21,6 +22,8 @@ KVM_ONLY = Path('/kvm-only/qemu-system-x86_64')
 KERNEL = Path('/guest/vmlinux')
 INITRD = Path('/guest/initrd')
 PROGRAMS = ['selfcheck', 'diskcheck', 'wlat']
+# A nested guest by itself
+KVM_WRITES = Path('/guest/kvmwrites')
 FIRMWARE = {
     '/usr/share/qemu': ['kvmvapic.bin', 'linuxboot_dma.bin', 'pvh.bin'],
     '/usr/share/seabios': ['bios-256k.bin', 'vgabios-stdvga.bin'],
@@ -33,6 +36,19 @@ def build() -> None:
     _write(PATH, [])
     _write(CONTROL, DEBIAN.modules(['kvm_amd', 'virtio_pci',
                                     'virtio_console']))
+
+
+def _build_guest() -> Path:
+    """A program that runs without a system, started through PVH."""
+    source = HERE / f'{KVM_WRITES.name}.c'
+    program = FOLDER / KVM_WRITES.name
+    subprocess.run(
+        ['gcc', '-m32', '-std=gnu11', '-O2', '-Wall', '-Wextra', '-Werror',
+         '-ffreestanding', '-mgeneral-regs-only', '-fcf-protection=none',
+         '-fno-asynchronous-unwind-tables', '-fno-pie', '-no-pie', '-static',
+         '-nostdlib', '-Wl,--build-id=none,-Ttext-segment=0x100000,-e,start',
+         '-o', program, source], check=True)
+    return program
 
 
 def _write(path: Path, modules: List[Path]) -> None:
@@ -50,6 +66,7 @@ def _write(path: Path, modules: List[Path]) -> None:
             (SELFTEST, f'/bin/{SELFTEST.name}')):
         files.program(program, str(name))
     files.copy(vmlinux('patched'), str(KERNEL))
+    files.copy(_build_guest(), str(KVM_WRITES))
     files.file(str(INITRD), guest.initramfs(PROGRAMS, []))
     for folder, names in FIRMWARE.items():
         for name in names:

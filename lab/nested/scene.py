@@ -93,14 +93,16 @@ class GateSink:
         return self.path
 
 
-def begin(scene: NestedScene, vm: NestedVM) -> 'tuple[GateSink, int, Path]':
+def begin(scene: NestedScene, vm: NestedVM,
+          buffer_mb: int = 0) -> 'tuple[GateSink, int, Path]':
     """Pause @vm and start a snapshot that lets it run on and is held there.
 
+    It has room for all of the RAM, or for @buffer_mb.
     Returns its sink, the mark for snapshot.wait() and the frozen disk.
     """
     sink = GateSink(scene.host, scene.image())
     vm.qmp.cmd('migrate-set-parameters',
-               snapshot_buffer_size=vm.hardware.ram_mb << 20)
+               snapshot_buffer_size=(buffer_mb or vm.hardware.ram_mb) << 20)
     frozen = scene.pause(vm)
     mark = snapshot.start(vm, sink)
     deadline = time.monotonic() + SNAPSHOT_TIMEOUT

@@ -21,16 +21,18 @@ class NestedHardware(Hardware):
 
     cpu: without the virtualization that the host has, by default.
     ram_file: a file in the host that is to be the guest's RAM.
+    guest: a file in the host, what the VM starts.
     """
     vcpus: int = 2
     ram_mb: int = 256
     cpu: str = 'max,svm=off'
     ram_file: Optional[Path] = None
+    guest: Path = KERNEL
 
     def arguments(self) -> List[str]:
         arguments = super().arguments()
         for option, value in (('-accel', 'kvm'), ('-cpu', self.cpu),
-                              ('-kernel', str(KERNEL)),
+                              ('-kernel', str(self.guest)),
                               ('-initrd', str(INITRD))):
             arguments[arguments.index(option) + 1] = value
         if self.ram_file:

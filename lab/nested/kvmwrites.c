@@ -1,0 +1,259 @@
+/*
+ * A guest without a system: has KVM write to memory that it never writes itself,
+ * and tells how often it has seen KVM do so.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * On the second serial port, ten times a second:
+ *
+ *   kvm clock=<n> steal=<n> eoi=<n> absent=<n> ready=<n>
+ *
+ * clock and steal are the versions of kvmclock and of the stolen time; eoi is
+ * how many interrupts came with the PV EOI flag set; absent and ready how many
+ * asynchronous page faults were told of, and how many of their ends.  These come
+ * only if the guest's memory is such that reading it takes the host time.
+ *
+ * The registers and structures are those of Linux's
+ * Documentation/virt/kvm/x86/msr.rst; started by QEMU through PVH.
+ */
+#include <stdint.h>
+
+/* Each area is far from all others, and from all that the guest writes. */
+#define AREA(n) ((volatile uint32_t *)((40u << 20) + ((n) << 17)))
+#define CLOCK AREA(0)
+#define STEAL AREA(1)
+#define EOI AREA(2)
+#define ASYNC_PF AREA(3)
+
+/* In words */
+#define CLOCK_VERSION 0
+#define STEAL_VERSION 2
+#define ASYNC_PF_FLAGS 0
+#define ASYNC_PF_TOKEN 1
+
+#define MSR_SYSTEM_TIME 0x4b564d01
+#define MSR_ASYNC_PF 0x4b564d02
+#define MSR_STEAL_TIME 0x4b564d03
+#define MSR_PV_EOI 0x4b564d04
+#define MSR_ASYNC_PF_INT 0x4b564d06
+#define MSR_ASYNC_PF_ACK 0x4b564d07
+#define ENABLE 1
+/* Enabled, also while CPL is 0, the end by an interrupt */
+#define ENABLE_ASYNC_PF (1 | 2 | 8)
+
+/* What is read for the first time, step by step: unlikely to be cached */
+#define READ_FIRST (64u << 20)
+#define READ_END (224u << 20)
+#define READ_STEP (256u << 10)
+
+#define APIC(reg) (*(volatile uint32_t *)(0xfee00000 + (reg)))
+#define APIC_EOI 0xb0
+#define APIC_SPURIOUS 0xf0
+#define APIC_TIMER 0x320
+#define APIC_LINT0 0x350
+#define APIC_TIMER_INITIAL 0x380
+#define APIC_TIMER_DIVIDE 0x3e0
+#define APIC_ENABLE 0x100
+#define APIC_PERIODIC 0x20000
+#define APIC_MASKED 0x10000
+#define APIC_DIVIDE_BY_16 3
+/* KVM's local APIC counts nanoseconds */
+#define TICK (10000000 / 16)
+#define TICKS_A_LINE 10
+
+#define PAGE_FAULT_VECTOR 14
+#define TIMER_VECTOR 0x40
+#define READY_VECTOR 0x41
+#define SPURIOUS_VECTOR 0xff
+
+#define COM2 0x2f8
+#define COM_STATUS 5
+#define COM_CAN_SEND 0x20
+#define PIC1_MASK 0x21
+#define PIC2_MASK 0xa1
+
+#define CR0_PG_PE 0x80000001
+#define CR4_PSE 0x10
+#define PDE_PRESENT_WRITABLE_4M 0x83
+
+#define CODE_SELECTOR 8
+#define DATA_SELECTOR 16
+#define STACK_SIZE 16384
+#define STRING(x) #x
+#define NUMBER(x) STRING(x)
+
+struct frame;
+
+struct __attribute__((packed)) table {
+    uint16_t limit;
+    const void *base;
+};
+
+struct gate {
+    uint16_t offset_low, selector, type, offset_high;
+};
+
+/* Flat: unused, code, data */
+static const uint64_t gdt[] = { 0, 0xcf9b000000ffff, 0xcf93000000ffff };
+static const struct table __attribute__((used)) gdt_table =
+    { sizeof(gdt) - 1, gdt };
+static struct gate idt[256];
+static const struct table idt_table = { sizeof(idt) - 1, idt };
+static uint8_t __attribute__((used, aligned(16))) stack[STACK_SIZE];
+static uint32_t __attribute__((aligned(4096))) page_directory[1024];
+static volatile uint32_t ticks, eois, absent, ready;
+
+static void outb(uint16_t port, uint8_t value)
+{
+    asm volatile("outb %0, %1" : : "a"(value), "Nd"(port));
+}
+
+static uint8_t inb(uint16_t port)
+{
+    uint8_t value;
+
+    asm volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
+    return value;
+}
+
+static void wrmsr(uint32_t msr, uint32_t value)
+{
+    asm volatile("wrmsr" : : "c"(msr), "a"(value), "d"(0) : "memory");
+}
+
+static void say(const char *text)
+{
+    for (; *text; text++) {
+        while (!(inb(COM2 + COM_STATUS) & COM_CAN_SEND)) {
+        }
+        outb(COM2, *text);
+    }
+}
+
+static void say_number(const char *name, uint32_t value)
+{
+    char digits[11], *first = digits + sizeof(digits) - 1;
+
+    *first = 0;
+    do {
+        *--first = '0' + value % 10;
+        value /= 10;
+    } while (value);
+    say(name);
+    say(first);
+}
+
+static __attribute__((interrupt)) void on_timer(struct frame *frame)
+{
+    (void)frame;
+    ticks++;
+    eois += *EOI & 1;
+    /* Also if the flag says that there is no need to: KVM takes it back. */
+    APIC(APIC_EOI) = 0;
+}
+
+static __attribute__((interrupt)) void on_page_fault(struct frame *frame,
+                                                     unsigned int error)
+{
+    (void)frame;
+    (void)error;
+    if (!(ASYNC_PF[ASYNC_PF_FLAGS] & 1)) {
+        say("kvm BAD page fault of no asynchronous kind\n");
+        for (;;) {
+            asm volatile("cli; hlt");
+        }
+    }
+    absent++;
+    ASYNC_PF[ASYNC_PF_FLAGS] = 0;
+}
+
+static __attribute__((interrupt)) void on_ready(struct frame *frame)
+{
+    (void)frame;
+    ready += ASYNC_PF[ASYNC_PF_TOKEN] != 0;
+    ASYNC_PF[ASYNC_PF_TOKEN] = 0;
+    wrmsr(MSR_ASYNC_PF_ACK, 1);
+    APIC(APIC_EOI) = 0;
+}
+
+static void set_gate(unsigned int vector, const void *handler)
+{
+    uintptr_t offset = (uintptr_t)handler;
+
+    idt[vector] = (struct gate) { offset, CODE_SELECTOR, 0x8e00, offset >> 16 };
+}
+
+/* Each address is mapped to itself: without paging, no page fault is told of */
+static void enable_paging(void)
+{
+    for (uint32_t i = 0; i < 1024; i++) {
+        page_directory[i] = i << 22 | PDE_PRESENT_WRITABLE_4M;
+    }
+    asm volatile("mov %0, %%cr4\n"
+                 "mov %1, %%cr3\n"
+                 "mov %2, %%cr0\n"
+                 : : "r"(CR4_PSE), "r"(page_directory), "r"(CR0_PG_PE)
+                 : "memory");
+}
+
+static void __attribute__((used, noreturn)) run(void)
+{
+    uint32_t next_line = 0, at = READ_END;
+
+    enable_paging();
+    asm volatile("lidt %0" : : "m"(idt_table));
+    set_gate(PAGE_FAULT_VECTOR, on_page_fault);
+    set_gate(TIMER_VECTOR, on_timer);
+    set_gate(READY_VECTOR, on_ready);
+
+    outb(PIC1_MASK, 0xff);
+    outb(PIC2_MASK, 0xff);
+    APIC(APIC_SPURIOUS) = APIC_ENABLE | SPURIOUS_VECTOR;
+    APIC(APIC_LINT0) = APIC_MASKED;
+    APIC(APIC_TIMER_DIVIDE) = APIC_DIVIDE_BY_16;
+    APIC(APIC_TIMER) = APIC_PERIODIC | TIMER_VECTOR;
+    APIC(APIC_TIMER_INITIAL) = TICK;
+
+    wrmsr(MSR_SYSTEM_TIME, (uint32_t)CLOCK | ENABLE);
+    wrmsr(MSR_STEAL_TIME, (uint32_t)STEAL | ENABLE);
+    wrmsr(MSR_PV_EOI, (uint32_t)EOI | ENABLE);
+    wrmsr(MSR_ASYNC_PF_INT, READY_VECTOR);
+    wrmsr(MSR_ASYNC_PF, (uint32_t)ASYNC_PF | ENABLE_ASYNC_PF);
+
+    say("guest ready\n");
+    asm volatile("sti");
+    for (;;) {
+        asm volatile("hlt");
+        if (ticks < next_line) {
+            continue;
+        }
+        next_line = ticks + TICKS_A_LINE;
+        say_number("kvm clock=", CLOCK[CLOCK_VERSION]);
+        say_number(" steal=", STEAL[STEAL_VERSION]);
+        say_number(" eoi=", eois);
+        say_number(" absent=", absent);
+        say_number(" ready=", ready);
+        say("\n");
+        at = at > READ_FIRST ? at - READ_STEP : READ_END;
+        (void)*(volatile uint32_t *)at;
+    }
+}
+
+/* Entered with flat segments, without interrupts, paging and a stack */
+asm(".pushsection .note.Xen, \"a\", @note\n"
+    ".long 4, 4, 18\n"
+    ".asciz \"Xen\"\n"
+    ".long start\n"
+    ".popsection\n"
+    ".pushsection .text\n"
+    ".globl start\n"
+    "start:\n"
+    "lgdt gdt_table\n"
+    "ljmp $" NUMBER(CODE_SELECTOR) ", $1f\n"
+    "1: mov $" NUMBER(DATA_SELECTOR) ", %eax\n"
+    "mov %eax, %ds\n"
+    "mov %eax, %es\n"
+    "mov %eax, %ss\n"
+    "mov $stack + " NUMBER(STACK_SIZE) ", %esp\n"
+    "call run\n"
+    ".popsection\n");
