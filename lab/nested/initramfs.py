@@ -22,8 +22,9 @@ KVM_ONLY = Path('/kvm-only/qemu-system-x86_64')
 KERNEL = Path('/guest/vmlinux')
 INITRD = Path('/guest/initrd')
 PROGRAMS = ['selfcheck', 'diskcheck', 'wlat']
-# A nested guest by itself
+# Nested guests by themselves
 KVM_WRITES = Path('/guest/kvmwrites')
+KVM_FAULTS = Path('/guest/kvmfaults')
 FIRMWARE = {
     '/usr/share/qemu': ['kvmvapic.bin', 'linuxboot_dma.bin', 'pvh.bin'],
     '/usr/share/seabios': ['bios-256k.bin', 'vgabios-stdvga.bin'],
@@ -38,16 +39,15 @@ def build() -> None:
                                     'virtio_console']))
 
 
-def _build_guest() -> Path:
-    """A program that runs without a system, started through PVH."""
-    source = HERE / f'{KVM_WRITES.name}.c'
-    program = FOLDER / KVM_WRITES.name
+def _build_bare(name: str) -> Path:
+    """A program that runs without a system: see bare.h."""
+    program = FOLDER / name
     subprocess.run(
         ['gcc', '-m32', '-std=gnu11', '-O2', '-Wall', '-Wextra', '-Werror',
          '-ffreestanding', '-mgeneral-regs-only', '-fcf-protection=none',
          '-fno-asynchronous-unwind-tables', '-fno-pie', '-no-pie', '-static',
          '-nostdlib', '-Wl,--build-id=none,-Ttext-segment=0x100000,-e,start',
-         '-o', program, source], check=True)
+         '-o', program, HERE / f'{name}.c'], check=True)
     return program
 
 
@@ -66,7 +66,8 @@ def _write(path: Path, modules: List[Path]) -> None:
             (SELFTEST, f'/bin/{SELFTEST.name}')):
         files.program(program, str(name))
     files.copy(vmlinux('patched'), str(KERNEL))
-    files.copy(_build_guest(), str(KVM_WRITES))
+    for program in (KVM_WRITES, KVM_FAULTS):
+        files.copy(_build_bare(program.name), str(program))
     files.file(str(INITRD), guest.initramfs(PROGRAMS, []))
     for folder, names in FIRMWARE.items():
         for name in names:

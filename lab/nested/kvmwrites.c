@@ -4,7 +4,7 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * On the second serial port, ten times a second:
+ * Ten times a second it prints
  *
  *   kvm clock=<n> steal=<n> eoi=<n> absent=<n> ready=<n>
  *
@@ -14,9 +14,9 @@
  * only if the guest's memory is such that reading it takes the host time.
  *
  * The registers and structures are those of Linux's
- * Documentation/virt/kvm/x86/msr.rst; started by QEMU through PVH.
+ * Documentation/virt/kvm/x86/msr.rst.
  */
-#include <stdint.h>
+#include "bare.h"
 
 /* Each area is far from all others, and from all that the guest writes. */
 #define AREA(n) ((volatile uint32_t *)((40u << 20) + ((n) << 17)))
@@ -66,9 +66,6 @@
 #define READY_VECTOR 0x41
 #define SPURIOUS_VECTOR 0xff
 
-#define COM2 0x2f8
-#define COM_STATUS 5
-#define COM_CAN_SEND 0x20
 #define PIC1_MASK 0x21
 #define PIC2_MASK 0xa1
 
@@ -76,71 +73,20 @@
 #define CR4_PSE 0x10
 #define PDE_PRESENT_WRITABLE_4M 0x83
 
-#define CODE_SELECTOR 8
-#define DATA_SELECTOR 16
-#define STACK_SIZE 16384
-#define STRING(x) #x
-#define NUMBER(x) STRING(x)
-
 struct frame;
-
-struct __attribute__((packed)) table {
-    uint16_t limit;
-    const void *base;
-};
 
 struct gate {
     uint16_t offset_low, selector, type, offset_high;
 };
 
-/* Flat: unused, code, data */
-static const uint64_t gdt[] = { 0, 0xcf9b000000ffff, 0xcf93000000ffff };
-static const struct table __attribute__((used)) gdt_table =
-    { sizeof(gdt) - 1, gdt };
 static struct gate idt[256];
 static const struct table idt_table = { sizeof(idt) - 1, idt };
-static uint8_t __attribute__((used, aligned(16))) stack[STACK_SIZE];
 static uint32_t __attribute__((aligned(4096))) page_directory[1024];
 static volatile uint32_t ticks, eois, absent, ready;
-
-static void outb(uint16_t port, uint8_t value)
-{
-    asm volatile("outb %0, %1" : : "a"(value), "Nd"(port));
-}
-
-static uint8_t inb(uint16_t port)
-{
-    uint8_t value;
-
-    asm volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
-    return value;
-}
 
 static void wrmsr(uint32_t msr, uint32_t value)
 {
     asm volatile("wrmsr" : : "c"(msr), "a"(value), "d"(0) : "memory");
-}
-
-static void say(const char *text)
-{
-    for (; *text; text++) {
-        while (!(inb(COM2 + COM_STATUS) & COM_CAN_SEND)) {
-        }
-        outb(COM2, *text);
-    }
-}
-
-static void say_number(const char *name, uint32_t value)
-{
-    char digits[11], *first = digits + sizeof(digits) - 1;
-
-    *first = 0;
-    do {
-        *--first = '0' + value % 10;
-        value /= 10;
-    } while (value);
-    say(name);
-    say(first);
 }
 
 static __attribute__((interrupt)) void on_timer(struct frame *frame)
@@ -196,7 +142,7 @@ static void enable_paging(void)
                  : "memory");
 }
 
-static void __attribute__((used, noreturn)) run(void)
+static void run(void)
 {
     uint32_t next_line = 0, at = READ_END;
 
@@ -238,22 +184,3 @@ static void __attribute__((used, noreturn)) run(void)
         (void)*(volatile uint32_t *)at;
     }
 }
-
-/* Entered with flat segments, without interrupts, paging and a stack */
-asm(".pushsection .note.Xen, \"a\", @note\n"
-    ".long 4, 4, 18\n"
-    ".asciz \"Xen\"\n"
-    ".long start\n"
-    ".popsection\n"
-    ".pushsection .text\n"
-    ".globl start\n"
-    "start:\n"
-    "lgdt gdt_table\n"
-    "ljmp $" NUMBER(CODE_SELECTOR) ", $1f\n"
-    "1: mov $" NUMBER(DATA_SELECTOR) ", %eax\n"
-    "mov %eax, %ds\n"
-    "mov %eax, %es\n"
-    "mov %eax, %ss\n"
-    "mov $stack + " NUMBER(STACK_SIZE) ", %esp\n"
-    "call run\n"
-    ".popsection\n");
