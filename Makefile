@@ -16,7 +16,7 @@ STOCK := $(BUILD)/stock/qemu-system-x86_64
 export BUILD QEMU_SRC JOBS QEMU STOCK
 
 .PHONY: all stock setup prepare series refresh lint bisect check check-kvm \
-	kernel demo bench clean help
+	bench-kvm kernel demo bench clean help
 .NOTPARALLEL:
 
 all: prepare		## build QEMU with the series: $(BUILD)/qemu-system-x86_64
@@ -43,11 +43,15 @@ lint: prepare		## check the series and the scripts
 bisect: prepare		## build and unit-test every commit of the series
 	@tools/bisect
 
-check: setup		## all tests but check-kvm; the last line sums them up
+check: setup		## all tests; the last line sums them up
 	@tools/check
 
 check-kvm: setup	## tests with KVM, in TCG guests whose kernels have patches/linux
 	@tools/check prepare build build-stock lab-setup kvm
+
+bench-kvm: setup	## what a stopped write costs with it, for each write trap
+	@tools/check prepare build build-stock lab-setup
+	@lab/nested/cost
 
 kernel:			## that kernel: $(BUILD)/linux/bzImage
 	@lab/setup

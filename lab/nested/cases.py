@@ -15,7 +15,7 @@ from .scene import BOOT_TIMEOUT, SNAPSHOT_TIMEOUT, NestedScene, begin
 from .vm import NestedHardware, NestedVM
 
 SKIPPED = 4  # how a selftest of the kernel says so
-QTEST_TIMEOUT = 200
+QTEST_TIMEOUT = 400
 IN_THREAD = ['uffd-signal', 'mprotect']
 TRAPS = [*IN_THREAD, 'uffd-thread']
 # How long a VM is paused, and what its clock must not jump by.
@@ -244,8 +244,8 @@ def lost_memory(scene: NestedScene) -> None:
 CASES = [
     Case('selftest', ['patched', 'debug'], selftest),
     Case('selftest-skipped', ['control'], selftest_skipped),
-    Case('qtest-auto', ['patched'], qtest('kvm/auto')),
-    Case('qtest-auto', ['control'], qtest('kvm/auto'), extra=True),
+    Case('qtest-auto', ['patched', 'control'], qtest('kvm/auto')),
+    Case('qtest-mprotect', ['debug'], qtest('kvm/mprotect')),
     *(Case(f'qtest-{trap}', ['patched'], qtest(f'kvm/{trap}'), extra=True)
       for trap in TRAPS),
     Case('qtest-memfd', ['patched'], qtest('trap/auto/memfd'), extra=True),
