@@ -100,7 +100,7 @@ def round_trip(scene: NestedScene, vm: NestedVM, trap: str,
     if snapshot.used_trap(vm) != (expected or trap):
         raise AssertionError(f'{trap} took {snapshot.used_trap(vm)}')
     [*_, totals] = vm.traced('background_snapshot_end')
-    if not int(re.search(r'faults (\d+)', totals).group(1)):
+    if not int(re.search(r'; faults (\d+)', totals).group(1)):
         raise AssertionError(f'{trap} has trapped no write: {totals}')
 
 
