@@ -2,6 +2,7 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -66,6 +67,12 @@ def traps(vm: VM) -> Dict[str, str]:
 def used_trap(vm: VM) -> str:
     """The write trap of the latest snapshot; needs scene.boot()'s -trace."""
     return vm.traced('background_snapshot_armed')[-1].split()[1].rstrip(',')
+
+
+def faults(vm: VM) -> List[int]:
+    """The stopped writes of each snapshot that has ended; needs the same."""
+    return [int(re.search(r'faults (\d+), waits', totals).group(1))
+            for totals in vm.traced('background_snapshot_end')]
 
 
 def start(vm: VM, sink) -> int:

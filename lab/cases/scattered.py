@@ -2,7 +2,6 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
-import re
 import time
 from pathlib import Path
 
@@ -42,12 +41,11 @@ def scattered(scene: Scene) -> None:
         peak = max(peak, vm.mappings())
         time.sleep(0.1)
     snapshot.wait(vm, mark)
-    [totals] = vm.traced('background_snapshot_end')
-    faults = int(re.search(r'faults (\d+), waits', totals).group(1))
+    [faults] = snapshot.faults(vm)
     scene.note(f'{faults} faults, at most {peak} mappings')
     if faults < FAULTS or peak < MANY:
         raise AssertionError(f'{faults} faults and {peak} mappings are too '
-                             f'few to show anything: {totals}')
+                             'few to show anything')
     expect_mappings(vm, before)
     scene.prove(vm)
     vm.qmp.cmd('stop')

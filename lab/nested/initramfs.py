@@ -21,7 +21,7 @@ KVM_ONLY = Path('/kvm-only/qemu-system-x86_64')
 # The nested guest: our kernel, which starts faster than Debian's.
 KERNEL = Path('/guest/vmlinux')
 INITRD = Path('/guest/initrd')
-PROGRAMS = ['selfcheck', 'diskcheck', 'wlat']
+PROGRAMS = ['selfcheck', 'diskcheck']
 # Nested guests by themselves
 KVM_WRITES = Path('/guest/kvmwrites')
 KVM_FAULTS = Path('/guest/kvmfaults')
@@ -33,22 +33,27 @@ FIRMWARE = {
 
 
 def build() -> None:
-    """Write PATH, for our kernels, and CONTROL, for Debian's."""
+    """Write PATH, for our kernels, and CONTROL, for Debian's.
+
+    Builds and fetches what is in them, but for our kernel.
+    """
+    DEBIAN.fetch()
+    guest.build()
+    for program in (KVM_WRITES, KVM_FAULTS):
+        _build_bare(program.name)
     _write(PATH, [])
     _write(CONTROL, DEBIAN.modules(['kvm_amd', 'virtio_pci',
                                     'virtio_console']))
 
 
-def _build_bare(name: str) -> Path:
+def _build_bare(name: str) -> None:
     """A program that runs without a system: see bare.h."""
-    program = FOLDER / name
     subprocess.run(
         ['gcc', '-m32', '-std=gnu11', '-O2', '-Wall', '-Wextra', '-Werror',
          '-ffreestanding', '-mgeneral-regs-only', '-fcf-protection=none',
          '-fno-asynchronous-unwind-tables', '-fno-pie', '-no-pie', '-static',
          '-nostdlib', '-Wl,--build-id=none,-Ttext-segment=0x100000,-e,start',
-         '-o', program, HERE / f'{name}.c'], check=True)
-    return program
+         '-o', FOLDER / name, HERE / f'{name}.c'], check=True)
 
 
 def _write(path: Path, modules: List[Path]) -> None:
@@ -67,7 +72,7 @@ def _write(path: Path, modules: List[Path]) -> None:
         files.program(program, str(name))
     files.copy(vmlinux('patched'), str(KERNEL))
     for program in (KVM_WRITES, KVM_FAULTS):
-        files.copy(_build_bare(program.name), str(program))
+        files.copy(FOLDER / program.name, str(program))
     files.file(str(INITRD), guest.initramfs(PROGRAMS, []))
     for folder, names in FIRMWARE.items():
         for name in names:
