@@ -9,14 +9,12 @@ import os
 import shlex
 import socket
 import tempfile
-import threading
 import time
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
+from .drain import Drain
 from .vm import VM
-
-CHUNK = 1 << 20
 
 
 class FileSink:
@@ -57,94 +55,83 @@ class ExecSink:
         return self.path
 
 
-class _DrainSink:
-    """Reads a descriptor in a thread, at a given pace, into a file."""
+class PipeSink:
+    """A pipe of which a program takes @mb_per_s (10^6 bytes; None: no limit).
 
-    def __init__(self, path: Path, mb_per_s: Optional[float] = None):
+    It takes what it may take in @burst_ms as fast as it comes, then nothing
+    until those milliseconds are over; see drain.c.
+    """
+
+    def __init__(self, path: Path, mb_per_s: Optional[float] = None,
+                 burst_ms: int = 10):
         self.path = path
-        self.received = 0
-        self._rate = mb_per_s * 1e6 if mb_per_s else None
-        self._flowing = threading.Event()
-        self._flowing.set()
-        self._over = False
-        self._thread: Optional[threading.Thread] = None
+        self._burst = int((mb_per_s or 0) * 1e3 * burst_ms)
+        self._burst_ms = burst_ms
+        self._drain: Optional[Drain] = None
 
-    def hold(self) -> None:
-        """Stop reading."""
-        self._flowing.clear()
+    @property
+    def received(self) -> int:
+        """How many bytes have come so far."""
+        return self._drain.control.received if self._drain else 0
 
-    def full_speed(self) -> None:
-        """Read on, without a limit."""
-        self._rate = None
-        self._flowing.set()
+    @property
+    def pid(self) -> int:
+        """Of the program that takes them."""
+        assert self._drain
+        return self._drain.pid
 
-    def finish(self, timeout: float = 60) -> Path:
-        """Wait for the end of the stream."""
-        if self._thread:
-            self._thread.join(timeout)
-            if self._thread.is_alive():
-                raise TimeoutError('the stream does not end')
-        return self.path
-
-    def abandon(self) -> None:
-        """Stop reading for good, whatever state it is in."""
-        self._over = True
-        self._rate = None
-        self._flowing.set()
-
-    def _start(self, fd: int) -> None:
-        self._thread = threading.Thread(target=self._drain, args=(fd,),
-                                        daemon=True)
-        self._thread.start()
-
-    def _drain(self, fd: int) -> None:
-        # Paced in small steps, so that the reader never sleeps for longer
-        # than one step takes.
-        due = time.monotonic()
-        with open(self.path, 'wb', buffering=0) as image:
-            while not self._over:
-                self._flowing.wait()
-                data = os.read(fd, CHUNK)
-                if not data:
-                    break
-                image.write(data)
-                self.received += len(data)
-                if self._rate:
-                    due = max(due, time.monotonic() - 0.01)
-                    due += len(data) / self._rate
-                    time.sleep(max(0, due - time.monotonic()))
-        os.close(fd)
-
-
-class PipeSink(_DrainSink):
-    """A pipe that is drained at @mb_per_s (10^6 bytes; None: no limit)."""
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of CPU time that it took; once the stream has ended."""
+        return self._drain.control.cpu_ns / 1e9 if self._drain else 0
 
     def uri(self, vm: VM) -> str:
         reader, writer = os.pipe()
         try:
+            self._start(reader)
             vm.qmp.send_fd(writer, 'sink')
         finally:
+            os.close(reader)
             os.close(writer)
-        self._start(reader)
         return 'fd:sink'
 
+    def hold(self) -> None:
+        """Stop reading."""
+        self._drain.control.held = True
 
-class SocketSink(_DrainSink):
+    def full_speed(self) -> None:
+        """Read on, without a limit."""
+        self._drain.control.burst = 0
+        self._drain.control.held = False
+
+    def finish(self, timeout: float = 60) -> Path:
+        """Wait for the end of the stream."""
+        if self._drain:
+            self._drain.finish(timeout)
+        return self.path
+
+    def abandon(self) -> None:
+        """Stop reading for good, whatever state it is in."""
+        if self._drain:
+            self._drain.kill()
+
+    def _start(self, source: Any) -> None:
+        self._drain = Drain(source, self.path, self._burst, self._burst_ms)
+
+
+class SocketSink(PipeSink):
     """A unix socket that QEMU connects to."""
 
     def uri(self, _vm: VM) -> str:
         # A short path: those of unix sockets are limited to 107 bytes.
         self._folder = tempfile.TemporaryDirectory(prefix='lab')
         address = os.path.join(self._folder.name, 's')
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(address)
-        self._listener.listen(1)
-        self._listener.settimeout(30)
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen(1)
+            self._start(listener)
         return f'unix:{address}'
 
-    def _accept(self) -> None:
-        with self._listener, self._folder:
-            connection, _ = self._listener.accept()
-        self._drain(connection.detach())
+    def finish(self, timeout: float = 60) -> Path:
+        self._folder.cleanup()
+        return super().finish(timeout)
