@@ -57,12 +57,12 @@ kernel:			## that kernel: $(BUILD)/linux/bzImage
 	@lab/setup
 	@lab/nested/build
 
-demo: all stock		## snapshot a guest with a database, restore it unmodified
-	@lab/setup
-	@lab/demo
+demo: all		## snapshot a guest with a database, restore it in Debian's QEMU
+	@lab/setup guest
+	@STOCK="$$(tools/unmodified)" && lab/demo
 
 bench: all stock	## measure side by side with unmodified QEMU
-	@lab/setup
+	@lab/setup guest
 	@bench/run
 
 clean:			## remove $(BUILD), unless it holds unsaved commits

@@ -63,7 +63,7 @@ class PipeSink:
     """
 
     def __init__(self, path: Path, mb_per_s: Optional[float] = None,
-                 burst_ms: int = 10):
+                 burst_ms: int = 20):
         self.path = path
         self._burst = int((mb_per_s or 0) * 1e3 * burst_ms)
         self._burst_ms = burst_ms

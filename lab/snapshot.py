@@ -123,7 +123,7 @@ def freeze(vm: VM, mark: int) -> Optional[float]:
 def new_overlay(frozen: Path, overlay: Path) -> Path:
     """A qcow2 overlay for a restored VM, over a frozen disk."""
     overlay.unlink(missing_ok=True)
-    subprocess.run([env.qemu_img(env.STOCK), 'create', '-q', '-f', 'qcow2',
+    subprocess.run([env.qemu_img(env.QEMU), 'create', '-q', '-f', 'qcow2',
                     '-b', frozen, '-F', 'qcow2', overlay], check=True)
     return overlay
 

@@ -17,6 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get('BUILD') or ROOT / 'build').resolve()
 
+# Of Debian, that have QEMU 10.0.
+SUITES = ('trixie', 'bookworm-backports')
+
 UTF8 = 'utf-8', 'surrogateescape'
 
 # Whatever the user configured (diff algorithm, autocrlf, hooks, signing)
