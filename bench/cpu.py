@@ -16,12 +16,15 @@ class OtherLoad:
         self._began = time.monotonic()
         self._busy, self._own = self._read()
 
-    def cpus(self) -> float:
-        """The number of CPUs that others have used, on average, until now."""
+    def cpus(self, own_s: float) -> float:
+        """The number of CPUs that others have used, on average, until now.
+
+        Without the @own_s seconds of CPU time that our sink took.
+        """
         busy, own = self._read()
         ticks = (busy - self._busy) - (own - self._own)
         seconds = time.monotonic() - self._began
-        return max(0.0, ticks / os.sysconf('SC_CLK_TCK') / seconds)
+        return max(0.0, (ticks / os.sysconf('SC_CLK_TCK') - own_s) / seconds)
 
     def _read(self) -> Tuple[int, int]:
         user, nice, system, _, _, irq, softirq = map(

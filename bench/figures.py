@@ -6,17 +6,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Dict, List, Optional
 
-from . import writes
+from . import operations, writes
 
 Measurement = Dict[str, Any]
 
 
 @dataclass
 class Figure:
-    """of: its value, None if there is none; show: how it is printed."""
+    """of: its value, None if there is none; show: how it is printed.
+
+    compared: whether its ratio to stock says anything.
+    """
     name: str
     of: Callable[[Measurement], Optional[float]]
     show: Callable[[float], str]
+    compared: bool = True
 
 
 def _time(ns: float) -> str:
@@ -24,6 +28,16 @@ def _time(ns: float) -> str:
         if ns >= size:
             return f'{ns / size:.3g} {unit}'
     return f'{ns:.0f} ns'
+
+
+def _size(bytes_: float) -> str:
+    return f'{bytes_ / 1e6:.4g} MB'
+
+
+def _of_windows(of: Callable[[Measurement], Optional[float]]
+                ) -> Callable[[Measurement], Optional[float]]:
+    """What only a guest that times its writes has."""
+    return lambda m: of(m) if 'windows' in m else None
 
 
 def _all_writes(q: float, m: Measurement) -> float:
@@ -47,25 +61,92 @@ def _kept(rate: Callable[[writes.Window], float], m: Measurement
     return rate(m['windows']['during']) / before if before else None
 
 
+def _kept_after(seconds: int, m: Measurement) -> Optional[float]:
+    """In the second that ends @seconds after the snapshot."""
+    before = writes.rate(m['windows']['before'])
+    tenths = m['windows']['after']['per_100ms'][:seconds * 10][-10:]
+    watched = len(m['windows']['after']['per_100ms']) >= seconds * 10
+    return sum(tenths) / before if watched and before else None
+
+
+def _operations(of: Callable[[Dict[str, Any]], Optional[float]],
+                m: Measurement) -> Optional[float]:
+    return of(m['operations']) if 'operations' in m else None
+
+
+def _operations_kept(of: Callable[[Dict[str, Any]], Optional[float]],
+                     m: Measurement) -> Optional[float]:
+    rate = _operations(of, m)
+    before = _operations(operations.before, m)
+    return rate / before if before and rate is not None else None
+
+
+def _growth(look: str, m: Measurement) -> Optional[float]:
+    """Of anonymous memory, since before the snapshot."""
+    memory = m['memory']
+    if look not in memory:
+        return None
+    return memory[look]['anonymous'] - memory['before']['anonymous']
+
+
+def _peak(sample: int, name: str, m: Measurement) -> float:
+    """The highest sample, above what it was before the snapshot."""
+    return (max(s[sample] for s in m['memory']['samples'])
+            - m['memory']['before'][name])
+
+
+def _huge(look: str, m: Measurement) -> Optional[float]:
+    before = m['memory']['before']['huge']
+    if look not in m['memory'] or not before:
+        return None
+    return m['memory'][look]['huge'] / before
+
+
 def _quantiles(name: str, of: Callable[[float, Measurement], Optional[float]]
                ) -> List[Figure]:
-    return [Figure(f'{name}, {label}', partial(of, q), _time)
+    return [Figure(f'{name}, {label}', _of_windows(partial(of, q)), _time)
             for label, q in (('p50', 0.5), ('p99', 0.99), ('p99.9', 0.999),
                              ('max', 1.0))]
 
 
+LOOKS = (('at the end', 'end'), ('5 s after', '5_s_after'),
+         ('30 s after', '30_s_after'))
+_percent = '{:.1%}'.format
+_count = '{:,.0f}'.format
+
 FIGURES = [
     *_quantiles('all writes', _all_writes),
     *_quantiles('trapped writes', _trapped),
-    Figure('trapped writes, sum',
-           lambda m: sum(writes.trapped(m['windows']['during'])), _time),
-    Figure('trapped writes', lambda m: len(
-        writes.trapped(m['windows']['during'])), '{:,.0f}'.format),
-    Figure('of them by chance', _by_chance, '{:,.0f}'.format),
-    Figure('speed kept', partial(_kept, writes.rate), '{:.1%}'.format),
-    Figure('speed kept, usually', partial(_kept, writes.usual_rate),
-           '{:.1%}'.format),
+    Figure('trapped writes, sum', _of_windows(
+        lambda m: sum(writes.trapped(m['windows']['during']))), _time),
+    Figure('trapped writes', _of_windows(
+        lambda m: len(writes.trapped(m['windows']['during']))), _count),
+    Figure('of them by chance', _of_windows(_by_chance), _count),
+    Figure('speed kept', _of_windows(partial(_kept, writes.rate)), _percent),
+    Figure('speed kept, usually', _of_windows(
+        partial(_kept, writes.usual_rate)), _percent),
+    *[Figure(f'speed, {s} s after', _of_windows(partial(_kept_after, s)),
+             _percent) for s in (1, 5, 30)],
+    Figure('operations/s before', partial(_operations, operations.before),
+           _count),
+    *[Figure(f'operations, {name}', partial(_operations_kept, of), _percent)
+      for name, of in (
+          ('during', operations.during),
+          ('0-5 s after', partial(operations.after, since=0, until=5)),
+          ('5-10 s after', partial(operations.after, since=5, until=10)))],
     Figure('snapshot', lambda m: m['seconds'] * 1e9, _time),
     Figure('freeze, QMP', lambda m: m['freeze_s'] * 1e9, _time),
-    Figure('freeze, guest', lambda m: m['guest_freeze_s'] * 1e9, _time),
+    Figure('freeze, guest', _of_windows(lambda m: m['guest_freeze_s'] * 1e9),
+           _time),
+    Figure('RAM of QEMU before', lambda m: m['memory']['before']['anonymous'],
+           _size),
+    Figure('  more, peak', partial(_peak, 1, 'anonymous'), _size, False),
+    *[Figure(f'  more, {name}', partial(_growth, look), _size, False)
+      for name, look in LOOKS],
+    Figure('  page tables, peak', partial(_peak, 2, 'page_tables'), _size,
+           False),
+    Figure('huge pages before', lambda m: m['memory']['before']['huge'],
+           _size),
+    *[Figure(f'  kept, {name}', partial(_huge, look), _percent, False)
+      for name, look in LOOKS],
 ]

@@ -1,79 +1,97 @@
-"""Takes one measurement: a snapshot of a guest that times its own writes.
+"""Takes one measurement: a snapshot of a guest that does something.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
-import re
 import time
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
-from lab import env, snapshot
-from lab.qmp import event_time
-from lab.sink import FileSink
+from lab import disk, env, snapshot
+from lab.sink import FileSink, PipeSink
 from lab.vm import VM, Hardware, boot
 
-from . import writes
+from . import loads
 from .cpu import OtherLoad
-from .rows import Row, Variant
-from .sink import BurstSink
+from .memory import Memory
+from .rows import Database, Row, Variant, Writer
 
-QUIET_S = 3
-MAX_SAMPLES = 200000
+DISK, DISK_MB = env.LAB / 'bench-disk.qcow2', 512
+# When QEMU's memory is looked at after the snapshot.
+LOOKS_S = (5, 30)
+# What the host needs for everything else.
+SPARE_MB = 2048
 TOTALS = 'background_snapshot_end'
-# A port that wlat.c reads to show that it runs.
-LIFE = 'port92_read'
 
 
 class Unavailable(Exception):
-    """This machine or QEMU does not have the variant's write trap."""
+    """This machine or QEMU cannot do it."""
 
 
 def measure(row: Row, variant: Variant, folder: Path) -> Dict[str, Any]:
     """One snapshot; logs go to @folder.
 
-    Returns seconds, freeze_s (from STOP to RESUME), guest_freeze_s (see
-    _guest_freeze), image_bytes, totals (what ours traces at the end),
-    other_cpus (see OtherLoad) and the windows before, during and after the
-    snapshot (see writes.py).
+    Returns seconds, freeze_s (from STOP to RESUME), image_bytes, memory (see
+    memory.py), totals (what ours traces at the end), sink_cpu_s (what the
+    sink took of a CPU), other_cpus (see OtherLoad) and what the load's driver
+    has measured (see loads.py).
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _needs_memory(row.ram_mb)
     image = env.LAB / 'bench-image'
-    hardware = Hardware(vcpus=row.vcpus, ram_mb=row.ram_mb)
-    more = ['-msg', 'timestamp=on', '-trace', LIFE]
-    if variant.trap:
-        more += ['-trace', TOTALS]
-    with boot(lambda: VM(variant.binary, hardware, folder / 'guest',
-                         *more)) as vm:
+    with boot(lambda: _vm(row, variant, folder)) as vm:
+        # If memory runs out after all, nobody else is to be killed for it.
+        Path(f'/proc/{vm.process.pid}/oom_score_adj').write_text('1000')
         if variant.trap:
             _set_parameters(vm, row, variant.trap)
-        vm.console.run(f'wlat {row.rate} {row.area_mb} {row.stride} '
-                       f'{MAX_SAMPLES} & W=$!')
-        vm.console.wait('^wlat window 0', 0, 60)
-        time.sleep(QUIET_S)
-        sink = (BurstSink(row.sink_mb_s, row.burst_ms) if row.sink_mb_s
-                else FileSink(image))
-        events = vm.qmp.mark()
+        load = loads.start(vm, row.load)
+        memory = Memory(vm)
+        time.sleep(row.before_s)
+        sink = (PipeSink(Path('/dev/null'), row.sink_mb_s, row.burst_ms)
+                if row.sink_mb_s else FileSink(image))
+        memory.look('before')
         others = OtherLoad(vm.process.pid)
-        _next_window(vm, 1)
+        load.next()
         # Both stop the VM themselves for the device state and resume it.
         taken = snapshot.take(vm, sink, stop=False, timeout=300)
-        _next_window(vm, 2)
-        other_cpus = others.cpus()
-        image_bytes = _finish(sink)
-        time.sleep(QUIET_S)
-        mark = vm.console.mark()
-        vm.console.run('kill -TERM $W')
-        vm.console.wait('^wlat end', mark, 60)
-        windows = writes.parse(vm.console.lines(mark))
-        guest_freeze = _guest_freeze(vm, events)
+        load.next()
+        ended = time.monotonic()
+        other_cpus = others.cpus(_own_cpu_s(sink))
+        memory.look('end')
+        for after_s in LOOKS_S:
+            if after_s < row.after_s:
+                time.sleep(max(0, ended + after_s - time.monotonic()))
+                memory.look(f'{after_s}_s_after')
+        time.sleep(max(0, ended + row.after_s - time.monotonic()))
+        measured = load.finish()
+        measured['memory'] = memory.finish()
         totals = ' '.join(vm.traced(TOTALS))
+    DISK.unlink(missing_ok=True)
     return {
         'row': row.name, 'variant': variant.name, 'seconds': taken.seconds,
-        'freeze_s': taken.freeze, 'guest_freeze_s': guest_freeze,
-        'downtime_ms': taken.info.get('downtime'),
-        'image_bytes': image_bytes, 'windows': windows,
-        'totals': totals, 'other_cpus': other_cpus,
+        'freeze_s': taken.freeze, 'downtime_ms': taken.info.get('downtime'),
+        'image_bytes': _size(sink), 'totals': totals,
+        'sink_cpu_s': _own_cpu_s(sink), 'other_cpus': other_cpus, **measured,
     }
+
+
+def _needs_memory(ram_mb: int) -> None:
+    [kb] = [int(line.split()[1]) for line
+            in Path('/proc/meminfo').read_text().splitlines()
+            if line.startswith('MemAvailable:')]
+    if kb // 1024 < ram_mb + SPARE_MB:
+        raise Unavailable(f'{ram_mb + SPARE_MB} MiB of memory are needed')
+
+
+def _vm(row: Row, variant: Variant, folder: Path) -> VM:
+    hardware = Hardware(vcpus=row.vcpus, ram_mb=row.ram_mb)
+    more: List[str] = ['-msg', 'timestamp=on']
+    if isinstance(row.load, Database):
+        hardware.disk = disk.new_ext4(DISK, DISK_MB)
+    if isinstance(row.load, Writer):
+        more += ['-trace', loads.LIFE]
+    if variant.trap:
+        more += ['-trace', TOTALS]
+    return VM(variant.binary, hardware, folder / 'guest', *more)
 
 
 def _set_parameters(vm: VM, row: Row, trap: str) -> None:
@@ -86,31 +104,17 @@ def _set_parameters(vm: VM, row: Row, trap: str) -> None:
                    snapshot_buffer_size=row.buffer_mb << 20)
 
 
-def _next_window(vm: VM, number: int) -> None:
-    mark = vm.console.mark()
-    vm.console.run('kill -USR1 $W')
-    vm.console.wait(f'^wlat window {number}', mark, 60)
+def _own_cpu_s(sink) -> float:
+    if isinstance(sink, FileSink):
+        return 0
+    sink.finish()
+    return sink.cpu_s
 
 
-def _finish(sink) -> int:
-    """The size of the image, which is thrown away."""
-    if isinstance(sink, BurstSink):
-        return sink.finish()
+def _size(sink) -> int:
+    """Of the image, which is thrown away."""
+    if isinstance(sink, PipeSink):
+        return sink.received
     size = sink.path.stat().st_size
     sink.path.unlink()
     return size
-
-
-def _guest_freeze(vm: VM, since: int) -> float:
-    """Seconds that the guest's program stood still around the STOP event.
-
-    From the last sign of life before it to the first one after it.  The
-    program gives one each half millisecond; unlike RESUME, the first one
-    comes when the guest has really got on.
-    """
-    [stop] = [event_time(e) for e in vm.qmp.events[since:]
-              if e['event'] == 'STOP']
-    signs = [float(t) for t in re.findall(
-        rf'@(\d+\.\d+):{LIFE} ', vm.output.read_text(errors='replace'))]
-    return (min(t for t in signs if t > stop)
-            - max(t for t in signs if t <= stop))

@@ -6,6 +6,7 @@ from statistics import median
 from typing import List
 
 from .figures import FIGURES, Figure, Measurement
+from .operations import BEFORE_S
 from .rows import ROWS, STOCK, VARIANTS, Row
 from .writes import SLOW_NS
 
@@ -20,8 +21,11 @@ All figures are of the time of the snapshot and of some 50 ms around it.  A
 trapped write took {SLOW_NS / 1000:g} us or more and was the first such to its
 page; "by chance" is how many there would be at the rate of the time before.
 "Speed kept" is writes a second by those before; "usually": the median of
-tenths of a second.  "Freeze, guest" is how long the writing program stood
-still around the stop, by the host's clock, with an error of up to 1 ms.
+tenths of a second; "after": in the second that ends then.  Operations, too,
+are by those of the {BEFORE_S} seconds before.  "Freeze, guest" is how long the
+writing program stood still around the stop, by the host's clock, with an error
+of up to 1 ms.  RAM of QEMU is anonymous memory of the host, "more" is above
+what it was before; huge pages are those of the guest's RAM.
 '''
 
 
@@ -37,9 +41,14 @@ def _line(name: str, cells: List[str]) -> str:
 
 def _figure_lines(figure: Figure, columns: List[List[Measurement]]
                   ) -> List[str]:
-    """One line, and one with the spread if there are rounds."""
+    """One line, and one with the spread if there are rounds.
+
+    No line if the figure is not for such a row.
+    """
     values = [[v for v in map(figure.of, column) if v is not None]
               for column in columns]
+    if not any(values):
+        return []
     base = next((median(own) for column, own in zip(columns, values)
                  if own and column[0]['variant'] == STOCK.name), None)
     middles, spreads = [], []
@@ -48,7 +57,7 @@ def _figure_lines(figure: Figure, columns: List[List[Measurement]]
             middles.append('-')
             spreads.append('')
             continue
-        ratio = (_ratio(median(own), base) if base
+        ratio = (_ratio(median(own), base) if base and figure.compared
                  and column[0]['variant'] != STOCK.name else '')
         middles.append(f'{figure.show(median(own))} {ratio:>8}')
         spreads.append(f'{figure.show(min(own))} - {figure.show(max(own))}')
@@ -69,8 +78,10 @@ def _row_lines(row: Row, measurements: List[Measurement]) -> List[str]:
     lines.append('')
     for m in measurements:
         lines.append(f'  {m["variant"]} {m["round"]}: '
-                     f'{m["image_bytes"] / 1e6:.0f} MB, other processes took '
-                     f'{m["other_cpus"]:.2f} CPUs; {m["totals"]}'.rstrip('; '))
+                     f'{m["image_bytes"] / 1e6:.0f} MB, the sink took '
+                     f'{m["sink_cpu_s"] / m["seconds"]:.2f} CPUs, other '
+                     f'processes {m["other_cpus"]:.2f}; '
+                     f'{m["totals"]}'.rstrip('; '))
     return lines + ['']
 
 

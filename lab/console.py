@@ -24,6 +24,7 @@ class Console:
         self._sock = sock
         self._log = log.open('wb', buffering=0)
         self._lines: List[str] = []
+        self._times: List[float] = []
         self._more = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -41,6 +42,11 @@ class Console:
     def lines(self, since: int = 0) -> List[str]:
         with self._more:
             return self._lines[since:]
+
+    def times(self, since: int = 0) -> List[float]:
+        """When each of lines() came, by time.monotonic()."""
+        with self._more:
+            return self._times[since:]
 
     def wait(self, pattern: str, since: int, timeout: float) -> 're.Match':
         """The first line after the mark @since that @pattern is found in.
@@ -101,6 +107,7 @@ class Console:
             with self._more:
                 self._lines += [w.decode(errors='replace').rstrip('\r')
                                 for w in whole]
+                self._times += [time.monotonic()] * len(whole)
                 self._closed = not data
                 self._more.notify_all()
             if not data:

@@ -18,6 +18,7 @@ PROGRAMS: Dict[str, List[str]] = {
     'selfcheck': [],
     'diskcheck': [],
     'wlat': [],
+    'keyvalue': [],
     # SQLite can load extensions, which a static program cannot: ld warns.
     'database': ['-lsqlite3', '-lm', '-Wl,--no-warnings'],
 }

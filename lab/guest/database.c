@@ -3,6 +3,9 @@
  *
  *   database run FILE     insert row after row, each in a transaction of its
  *                         own; after row n is on the disk: "db commit n"
+ *   database count FILE CACHE_MB
+ *                         the same, but reports only now and then, "ops n", and
+ *                         has CACHE_MB of memory that hold data
  *   database check FILE   "db rows=N ok", or a line with BAD in it
  *
  * Row n holds 200 bytes that follow from n, and their checksum.  Row numbers
@@ -58,7 +61,22 @@ static sqlite3_int64 checksum(const uint64_t *words)
     return sum;
 }
 
-static void run(sqlite3 *db)
+static void say_commit(uint64_t row)
+{
+    say("db commit %lu", (unsigned long)row);
+}
+
+static void fill_cache(size_t pages)
+{
+    uint64_t *cache = get_memory(pages * PAGE);
+
+    for (size_t i = 0; i < pages; i++) {
+        page_fill(cache + i * WORDS, page_seed(0xdc, i, 0));
+    }
+}
+
+/* @commit is called with the number of each row that is on the disk. */
+static void run(sqlite3 *db, void (*commit)(uint64_t row))
 {
     uint64_t words[PAYLOAD_WORDS];
     sqlite3_stmt *insert, *last;
@@ -84,7 +102,7 @@ static void run(sqlite3 *db)
             fail(db, "commit");
         }
         sqlite3_reset(insert);
-        say("db commit %lld", (long long)row);
+        commit(row);
     }
 }
 
@@ -128,19 +146,24 @@ static void check(sqlite3 *db)
 
 int main(int argc, char **argv)
 {
+    const char *command = argc > 2 ? argv[1] : "";
     sqlite3 *db;
 
-    if (argc != 3 || (strcmp(argv[1], "run") && strcmp(argv[1], "check"))) {
-        errx(1, "usage: database run|check FILE");
+    if (!(argc == 3 && (!strcmp(command, "run") || !strcmp(command, "check")))
+        && !(argc == 4 && !strcmp(command, "count"))) {
+        errx(1, "usage: database run|check FILE | count FILE CACHE_MB");
     }
     if (sqlite3_open(argv[2], &db) != SQLITE_OK) {
         fail(db, argv[2]);
     }
     sqlite3_busy_timeout(db, 30000);
-    if (strcmp(argv[1], "run") == 0) {
-        run(db);
-    } else {
+    if (strcmp(command, "check") == 0) {
         check(db);
+    } else if (strcmp(command, "count") == 0) {
+        fill_cache((size_t)atoi(argv[3]) * 256);
+        run(db, report_operations);
+    } else {
+        run(db, say_commit);
     }
     sqlite3_close(db);
     return 0;

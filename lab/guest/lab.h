@@ -94,4 +94,16 @@ static inline uint64_t now_ns(void)
     return ts.tv_sec * 1000000000ull + ts.tv_nsec;
 }
 
+/* Tell the host the number of operations so far, if it was 20 ms ago. */
+static inline void report_operations(uint64_t operations)
+{
+    static uint64_t due;
+    uint64_t now = now_ns();
+
+    if (now >= due) {
+        due = now + 20000000;
+        say("ops %lu", (unsigned long)operations);
+    }
+}
+
 #endif

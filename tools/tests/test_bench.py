@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Figures that the benchmarks take from what others print."""
+
+import os
+import sys
+import time
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from bench import memory, operations  # noqa: E402
+
+MIB = 1 << 20
+SMAPS = '''\
+7f0000000000-7f0000200000 rw-p 00000000 00:00 0 
+Size:               2048 kB
+Anonymous:          2048 kB
+AnonHugePages:      2048 kB
+VmFlags: rd wr mr mw me ac sd hg
+7f0000200000-7f0000600000 rw-p 00000000 00:00 0 
+AnonHugePages:      4096 kB
+ShmemPmdMapped:        8 kB
+7f0000600000-7f0000800000 r--p 00000000 00:00 0                  [anon: x]
+AnonHugePages:         0 kB
+7f0000800000-7f0000c00000 rw-p 00000000 00:00 0 
+AnonHugePages:      2048 kB
+'''
+RAMBLOCK = '''\
+              Block Name    PSize              Offset               Used  \
+            Total                HVA  RO
+                  pc.ram    4 KiB  0x0000000000000000 0x0000000040000000 \
+0x0000000040000000 0x00007f4c47e00000  rw
+                 pc.bios    4 KiB  0x0000000040000000 0x0000000000040000 \
+0x0000000000040000 0x00007f4c92200000  ro
+    /rom@etc/acpi/tables    4 KiB  0x0000000040080000 0x0000000000020000 \
+0x0000000000200000 0x00007f4c47a00000  ro
+'''
+
+
+class Memory(unittest.TestCase):
+    def test_status(self):
+        text = Path('/proc/self/status').read_text()
+        self.assertGreater(memory.field(text, 'RssAnon'), MIB)
+        self.assertGreater(memory.field(text, 'VmPTE'), 0)
+        with self.assertRaises(ValueError):
+            memory.field(text, 'NoSuchLine')
+
+    def test_huge_pages_of_an_area(self):
+        base = 0x7f0000000000
+        for begin, end, mib in ((0, 12, 8), (0, 2, 2), (2, 6, 4), (6, 8, 0),
+                                (4, 10, 6), (12, 16, 0)):
+            self.assertEqual(
+                memory.huge_pages(SMAPS, base + begin * MIB,
+                                  base + end * MIB), mib * MIB, (begin, end))
+
+    def test_largest_block(self):
+        self.assertEqual(memory.largest_block(RAMBLOCK), (
+            0x7f4c47e00000, 0x7f4c47e00000 + 0x40000000))
+
+    def test_watching_a_process(self):
+        class Vm:
+            """Ourselves"""
+            process = type('process', (), {'pid': os.getpid()})
+            qmp = type('qmp', (), {'cmd': staticmethod(
+                lambda *_, **__: RAMBLOCK)})
+
+        watch = memory.Memory(Vm)
+        watch.look('before')
+        more = bytearray(os.urandom(1024)) * (32 << 10)
+        time.sleep(10 * memory.SAMPLE_S)
+        watch.look('after')
+        seen = watch.finish()
+        self.assertGreater(seen['after']['anonymous'],
+                           seen['before']['anonymous'] + len(more) - MIB)
+        self.assertGreater(max(s[1] for s in seen['samples']),
+                           seen['before']['anonymous'] + len(more) - MIB)
+
+
+class Operations(unittest.TestCase):
+    # 100 a second until 10 s, 50 until 12 s, 200 from then on
+    REPORTS = ([(t / 50, 2 * t) for t in range(500)]
+               + [(10 + t / 50, 1000 + t) for t in range(100)]
+               + [(12 + t / 50, 1100 + 4 * t) for t in range(500)])
+
+    def rates(self, *borders):
+        measured = {'reports': self.REPORTS, 'borders': borders}
+        return [operations.before(measured), operations.during(measured),
+                operations.after(measured, 0, 5),
+                operations.after(measured, 5, 10)]
+
+    def test_rates(self):
+        for got, expected in zip(self.rates(10, 12), (100, 50, 200)):
+            self.assertAlmostEqual(got, expected, delta=1e-6)
+
+    def test_a_border_between_reports_counts_in_proportion(self):
+        before, during, after, _ = self.rates(9.99, 12.01)
+        self.assertAlmostEqual(before, 100)
+        self.assertAlmostEqual(during, (1 + 100 + 2) / 2.02)
+        self.assertAlmostEqual(after, 200)
+
+    def test_what_was_not_watched_has_no_rate(self):
+        self.assertIsNone(self.rates(4.9, 12)[0])
+        self.assertIsNotNone(self.rates(5.1, 12)[0])
+        self.assertIsNone(self.rates(10, 12)[3])
