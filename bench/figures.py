@@ -132,8 +132,8 @@ FIGURES = [
     *[Figure(f'operations, {name}', partial(_operations_kept, of), _percent)
       for name, of in (
           ('during', operations.during),
-          ('0-5 s after', partial(operations.after, since=0, until=5)),
-          ('5-10 s after', partial(operations.after, since=5, until=10)))],
+          ('5 s after', partial(operations.after, since=0, until=5)),
+          ('10 s after', partial(operations.after, since=5, until=10)))],
     Figure('snapshot', lambda m: m['seconds'] * 1e9, _time),
     Figure('freeze, QMP', lambda m: m['freeze_s'] * 1e9, _time),
     Figure('freeze, guest', _of_windows(lambda m: m['guest_freeze_s'] * 1e9),

@@ -8,7 +8,7 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from bench import memory, operations  # noqa: E402
+from bench import memory, operations, report  # noqa: E402
 
 MIB = 1 << 20
 SMAPS = '''\
@@ -102,3 +102,55 @@ class Operations(unittest.TestCase):
         self.assertIsNone(self.rates(4.9, 12)[0])
         self.assertIsNotNone(self.rates(5.1, 12)[0])
         self.assertIsNone(self.rates(10, 12)[3])
+
+
+def window(seconds, writes, per_100ms):
+    """In which all writes were fast."""
+    return {'seconds': seconds, 'writes': writes, 'fast': [writes],
+            'slow_first_ns': [], 'slow_again_ns': [], 'per_100ms': per_100ms}
+
+
+class Table(unittest.TestCase):
+    def measurement(self, row, **measured):
+        look = {'anonymous': 100 * 10**6, 'page_tables': 0,
+                'huge': 80 * 10**6}
+        return {'row': row, 'variant': 'stock', 'round': 1, 'seconds': 2,
+                'freeze_s': 0.001, 'image_bytes': 0, 'sink_cpu_s': 0,
+                'other_cpus': 0, 'totals': '',
+                'memory': {'before': look, 'end': dict(look, huge=0),
+                           '5_s_after': dict(look, anonymous=107 * 10**6,
+                                             huge=60 * 10**6),
+                           'samples': [(0, 100 * 10**6, 0),
+                                       (1, 140 * 10**6, 5000)]}, **measured}
+
+    def figures(self, measurement):
+        """{name: value} of the table's first column."""
+        lines = report.table([measurement]).splitlines()
+        return {line[2:24].strip(): line[24:45].strip() for line in lines
+                if line.startswith('  ')}
+
+    def test_writer(self):
+        shown = self.figures(self.measurement(
+            'full-fast-file', guest_freeze_s=0.002, windows={
+                'before': window(5, 5000, [100] * 50),
+                'during': window(2, 500, [25] * 20),
+                'after': window(6, 3000, [20] * 10 + [50] * 30 + [90] * 10
+                                + [0] * 10)}))
+        for name, value in {'speed kept': '25.0%', 'speed, 1 s after': '20.0%',
+                            'speed, 5 s after': '90.0%',
+                            'speed, 30 s after': '-',
+                            'more, peak': '40 MB', 'more, 5 s after': '7 MB',
+                            'kept, at the end': '0.0%',
+                            'kept, 5 s after': '75.0%'}.items():
+            self.assertEqual(shown.get(name, '-'), value, name)
+        self.assertNotIn('operations, during', shown)
+
+    def test_operations(self):
+        shown = self.figures(self.measurement(
+            'keyvalue-fast-file', operations={
+                'reports': Operations.REPORTS, 'borders': (10, 12)}))
+        for name, value in {'operations/s before': '100',
+                            'operations, during': '50.0%',
+                            'operations, 5 s after': '200.0%'}.items():
+            self.assertEqual(shown[name], value)
+        self.assertNotIn('speed kept', shown)
