@@ -241,7 +241,7 @@ def lost_memory(scene: NestedScene) -> None:
 
 
 CASES = [
-    Case('selftest', ['patched', 'debug'], selftest),
+    Case('selftest', ['patched', 'shadow', 'debug'], selftest),
     Case('selftest-skipped', ['control'], selftest_skipped),
     Case('qtest-auto', ['patched', 'control'], qtest('kvm/auto')),
     Case('qtest-mprotect', ['debug'], qtest('kvm/mprotect')),

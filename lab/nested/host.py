@@ -30,11 +30,13 @@ class HostHardware:
     """The machine that runs a kernel with KVM.
 
     folder: of the sockets of lines, and of the disk, which becomes /dev/vda.
+    options: more of the kernel's command line.
     vcpus: one for the host alone (see init), the others for nested guests.
     """
     kernel: Path
     initrd: Path
     folder: Path
+    options: str = ''
     vcpus: int = 3
     ram_mb: int = 2560
 
@@ -50,7 +52,8 @@ class HostHardware:
                 '-M', 'q35', '-accel', 'tcg,thread=multi',
                 '-cpu', 'max,+svm,+npt', '-m', str(self.ram_mb),
                 '-smp', str(self.vcpus), '-kernel', str(self.kernel),
-                '-initrd', str(self.initrd), '-append', CMDLINE, *ports]
+                '-initrd', str(self.initrd), '-append',
+                f'{CMDLINE} {self.options}', *ports]
 
 
 class Host:
@@ -59,19 +62,20 @@ class Host:
     Commands are lines of shell; see run().
     """
 
-    def __init__(self, kernel: Path, initrd: Path, log: Path):
+    def __init__(self, kernel: Path, initrd: Path, log: Path,
+                 options: str = ''):
         # A short path: those of unix sockets are limited to 107 bytes.
         self._folder = tempfile.TemporaryDirectory(prefix='lab')
         folder = Path(self._folder.name)
+        hardware = HostHardware(kernel, initrd, folder, options)
         self._free_lines = list(range(LINES))
         self._commands = 0
         self._trouble = 0
         try:
             with (folder / 'disk').open('wb') as disk:
                 disk.truncate(DISK_MB << 20)
-            self.vm = boot(lambda: VM(
-                env.STOCK, HostHardware(kernel, initrd, folder), log),
-                           'host ready', BOOT_TIMEOUT)
+            self.vm = boot(lambda: VM(env.STOCK, hardware, log), 'host ready',
+                           BOOT_TIMEOUT)
         except BaseException:
             self._folder.cleanup()
             raise
