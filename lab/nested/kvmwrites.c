@@ -6,12 +6,13 @@
  *
  * Ten times a second it prints
  *
- *   kvm clock=<n> steal=<n> eoi=<n> absent=<n> ready=<n>
+ *   kvm clock=<n> steal=<n> eoi=<n> absent=<n> ready=<n> smm=<n>
  *
  * clock and steal are the versions of kvmclock and of the stolen time; eoi is
  * how many interrupts came with the PV EOI flag set; absent and ready how many
  * asynchronous page faults were told of, and how many of their ends.  These come
- * only if the guest's memory is such that reading it takes the host time.
+ * only if the guest's memory is such that reading it takes the host time.  smm
+ * counts stores that KVM emulates to memory that there is in SMM alone.
  *
  * The registers and structures are those of Linux's
  * Documentation/virt/kvm/x86/msr.rst.
@@ -24,6 +25,8 @@
 #define STEAL AREA(1)
 #define EOI AREA(2)
 #define ASYNC_PF AREA(3)
+#define SMM_STORES AREA(4)
+#define SMM_STORES_ADDRESS 0x2880000
 
 /* In words */
 #define CLOCK_VERSION 0
@@ -73,6 +76,20 @@
 #define CR4_PSE 0x10
 #define PDE_PRESENT_WRITABLE_4M 0x83
 
+/* Of the Q35's memory controller; see Intel's data sheet of the 3 Series */
+#define PCI_ADDRESS 0xcf8
+#define PCI_DATA 0xcfc
+#define PCI_ENABLE 0x80000000
+#define SMRAM_CONTROL 0x9d
+#define SMRAM_CLOSED 0x0a
+#define SMRAM_OPEN 0x4a
+#define TSEG_CONTROL 0x9e
+#define TSEG_1M 0x01
+/* Where SeaBIOS has CPU 0 enter SMM; the end of the RAM, from TSEG on, in SMM */
+#define SMI_ENTRY 0xa8000
+#define TSEG_STORES 0x0ff80000
+#define APM_CONTROL 0xb2
+
 struct frame;
 
 struct gate {
@@ -83,6 +100,25 @@ static struct gate idt[256];
 static const struct table idt_table = { sizeof(idt) - 1, idt };
 static uint32_t __attribute__((aligned(4096))) page_directory[1024];
 static volatile uint32_t ticks, eois, absent, ready;
+
+/* Stores to TSEG what was there plus one, by KVM's emulator, and shows it */
+asm(".pushsection .text\n"
+    ".code16\n"
+    "smi_handler:\n"
+    "movl $" NUMBER(TSEG_STORES) ", %ebx\n"
+    "movl (%ebx), %eax\n"
+    "incl %eax\n"
+    "ud2; .ascii \"kvm\"\n"
+    "movl %eax, (%ebx)\n"
+    "movl (%ebx), %eax\n"
+    "movl $" NUMBER(SMM_STORES_ADDRESS) ", %ebx\n"
+    "movl %eax, (%ebx)\n"
+    "rsm\n"
+    "smi_handler_end:\n"
+    ".code32\n"
+    ".popsection\n");
+extern const uint8_t smi_handler[], smi_handler_end[];
+_Static_assert(SMM_STORES_ADDRESS == (uint32_t)SMM_STORES, "");
 
 static void wrmsr(uint32_t msr, uint32_t value)
 {
@@ -142,10 +178,30 @@ static void enable_paging(void)
                  : "memory");
 }
 
+static void write_mch(unsigned int reg, uint8_t value)
+{
+    outl(PCI_ADDRESS, PCI_ENABLE | (reg & ~3u));
+    outb(PCI_DATA + (reg & 3), value);
+}
+
+static void set_smi_handler(void)
+{
+    volatile uint8_t *entry = (volatile uint8_t *)SMI_ENTRY;
+
+    *(volatile uint32_t *)TSEG_STORES = 0;
+    write_mch(TSEG_CONTROL, TSEG_1M);
+    write_mch(SMRAM_CONTROL, SMRAM_OPEN);
+    for (const uint8_t *from = smi_handler; from < smi_handler_end; from++) {
+        *entry++ = *from;
+    }
+    write_mch(SMRAM_CONTROL, SMRAM_CLOSED);
+}
+
 static void run(void)
 {
     uint32_t next_line = 0, at = READ_END;
 
+    set_smi_handler();
     enable_paging();
     asm volatile("lidt %0" : : "m"(idt_table));
     set_gate(PAGE_FAULT_VECTOR, on_page_fault);
@@ -174,11 +230,13 @@ static void run(void)
             continue;
         }
         next_line = ticks + TICKS_A_LINE;
+        outb(APM_CONTROL, 1);
         say_number("kvm clock=", CLOCK[CLOCK_VERSION]);
         say_number(" steal=", STEAL[STEAL_VERSION]);
         say_number(" eoi=", eois);
         say_number(" absent=", absent);
         say_number(" ready=", ready);
+        say_number(" smm=", *SMM_STORES);
         say("\n");
         at = at > READ_FIRST ? at - READ_STEP : READ_END;
         (void)*(volatile uint32_t *)at;

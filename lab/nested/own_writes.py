@@ -22,7 +22,8 @@ BUFFER_MB = 16
 # As in kvmwrites.c, in bytes.
 VERSIONS = {'clock': 40 << 20, 'steal': (40 << 20) + (1 << 17) + 8}
 # More than can have happened between the guest's last line and the pause.
-MORE = {'clock': 1, 'steal': 1, 'eoi': 100, 'absent': 5, 'ready': 5}
+MORE = {'clock': 1, 'steal': 1, 'eoi': 100, 'absent': 5, 'ready': 5,
+        'smm': 5}
 # Memory that has to be read from it is not there at once.
 HOST_DISK = Path('/dev/vda')
 
