@@ -21,6 +21,7 @@
 #include "system/qtest.h"
 #include "system/tcg.h"
 #include "background-snapshot.h"
+#include "host-pages.h"
 #include "options.h"
 #include "ram.h"
 #include "snapshot-ram.h"
@@ -119,6 +120,22 @@ static bool find_device(const char *const *types, const char *why,
     return true;
 }
 
+/* Is there memory that the host's page tables do not lead to? */
+static bool check_guest_memfd(Error **errp)
+{
+    RAMBlock *block;
+
+    RCU_READ_LOCK_GUARD();
+    RAMBLOCK_FOREACH_NOT_IGNORED(block) {
+        if (block->flags & RAM_GUEST_MEMFD) {
+            error_setg(errp, "RAM block '%s' is in a guest_memfd, where "
+                       "writes cannot be trapped", block->idstr);
+            return false;
+        }
+    }
+    return true;
+}
+
 /* Are all writers of guest RAM such that some trap sees them? */
 static bool check_writers(Error **errp)
 {
@@ -128,6 +145,9 @@ static bool check_writers(Error **errp)
     }
     if (current_machine && current_machine->cgs) {
         error_setg(errp, "The memory of a confidential guest cannot be read");
+        return false;
+    }
+    if (!check_guest_memfd(errp)) {
         return false;
     }
     if (find_device(foreign_writers, "lets others write guest RAM, which "
@@ -185,6 +205,15 @@ static bool check_memory(const WriteTrapOps *ops, Error **errp)
 
     if (!trap) {
         return false;
+    }
+    if (!ops->arms_untouched) {
+        HostPages *pages = host_pages_new(true, errp);
+
+        if (!pages) {
+            ops->free(trap);
+            return false;
+        }
+        host_pages_free(pages);
     }
     RCU_READ_LOCK_GUARD();
     RAMBLOCK_FOREACH_NOT_IGNORED(block) {

@@ -11,6 +11,7 @@
  */
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "qemu/cutils.h"
 #include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "qemu/rcu.h"
@@ -26,6 +27,7 @@
 #include "migration/snapshot-hooks.h"
 #include "system/runstate.h"
 #include "background-snapshot.h"
+#include "memory-room.h"
 #include "migration-stats.h"
 #include "options.h"
 #include "qemu-file.h"
@@ -44,18 +46,44 @@
 /* A guest whose writes are stopped this soon after one another writes fast */
 #define BUSY_NS (100 * SCALE_US)
 
+/* How long huge pages are not mended at most, and how often that is tried */
+#define MAX_MEND_PAUSE_US 20000
+#define MEND_TRIES 3
+
 /* A guest gives up on itself sooner: Linux warns of a soft lockup after 20 s */
 #define STALL_LIMIT_MS (10 * 1000)
+
+/* The monitor and all devices wait for who holds the BQL */
+#define BQL_STALL_LIMIT_MS 1000
 
 /* Chosen in the main thread, before the snapshot's thread starts */
 static const WriteTrapOps *snapshot_trap;
 
+/* A RAM block that is saved, as it was when the stream began */
+typedef struct SavedBlock {
+    RAMBlock *block;
+    /* Has a reference */
+    MemoryRegion *mr;
+    char idstr[sizeof_field(RAMBlock, idstr)];
+} SavedBlock;
+
 typedef struct BackgroundSnapshot {
     PageBuffer *buffer;
     SnapshotRAM *ram;
-    /* What @ram holds references to */
-    GPtrArray *regions;
+    /* SavedBlock, what @ram refers to */
+    GPtrArray *blocks;
+    /* Mends huge pages while traps are armed */
+    QemuThread mender;
 } BackgroundSnapshot;
+
+/* Mends huge pages after a snapshot; for the threads of snapshots */
+static struct {
+    QemuThread thread;
+    bool started;
+    bool stop;
+    /* What it could not finish */
+    BackgroundSnapshot *left;
+} late_mender;
 
 /* Set by the snapshot's thread while traps are armed; others need RCU. */
 static BackgroundSnapshot *current_snapshot;
@@ -129,11 +157,113 @@ void background_snapshot_cancel(void)
     }
 }
 
+static void background_snapshot_unref_blocks(BackgroundSnapshot *bs)
+{
+    size_t i;
+
+    if (!bs->blocks->len) {
+        return;
+    }
+    bql_lock();
+    for (i = 0; i < bs->blocks->len; i++) {
+        SavedBlock *saved = g_ptr_array_index(bs->blocks, i);
+
+        memory_region_unref(saved->mr);
+    }
+    bql_unlock();
+    g_ptr_array_set_size(bs->blocks, 0);
+}
+
+static void background_snapshot_free(BackgroundSnapshot *bs)
+{
+    if (bs->ram) {
+        snapshot_ram_free(bs->ram);
+    }
+    if (bs->buffer) {
+        page_buffer_free(bs->buffer);
+    }
+    background_snapshot_unref_blocks(bs);
+    g_ptr_array_free(bs->blocks, true);
+    g_free(bs);
+}
+
+/* Mend a huge page, and pause half as long as that took */
+static bool background_snapshot_mend(BackgroundSnapshot *bs)
+{
+    int64_t start = get_clock();
+    bool done = snapshot_ram_mend(bs->ram);
+
+    if (done) {
+        g_usleep(MIN((get_clock() - start) / SCALE_US / 2,
+                     MAX_MEND_PAUSE_US));
+    }
+    return done;
+}
+
+/* While pages are saved */
+static void *background_snapshot_mender(void *opaque)
+{
+    BackgroundSnapshot *bs = opaque;
+
+    do {
+        while (background_snapshot_mend(bs)) {
+            ;
+        }
+    } while (snapshot_ram_mend_wait(bs->ram));
+    return NULL;
+}
+
+/* After that, until all are mended or the next snapshot begins */
+static void *background_snapshot_late_mender(void *opaque)
+{
+    BackgroundSnapshot *bs = opaque;
+    size_t left = snapshot_ram_mend_rest(bs->ram);
+    int tries;
+
+    rcu_register_thread();
+    for (tries = 0; left && tries < MEND_TRIES; tries++) {
+        while (!qatomic_read(&late_mender.stop) &&
+               background_snapshot_mend(bs)) {
+            ;
+        }
+        left = snapshot_ram_mend_rest(bs->ram);
+    }
+    trace_background_snapshot_mended(left);
+    if (qatomic_read(&late_mender.stop) && left) {
+        background_snapshot_unref_blocks(bs);
+        late_mender.left = bs;
+    } else {
+        background_snapshot_free(bs);
+    }
+    rcu_unregister_thread();
+    return NULL;
+}
+
+/* Have the last snapshot's huge pages be left as they are for now */
+static void background_snapshot_stop_late_mender(void)
+{
+    if (late_mender.started) {
+        qatomic_set(&late_mender.stop, true);
+        qemu_thread_join(&late_mender.thread);
+        late_mender.started = false;
+    }
+}
+
+static void background_snapshot_inherit(BackgroundSnapshot *bs)
+{
+    if (late_mender.left) {
+        snapshot_ram_inherit(bs->ram, late_mender.left->ram);
+        background_snapshot_free(late_mender.left);
+        late_mender.left = NULL;
+    }
+}
+
 /* Fill the table with all RAM that the stream's setup section announced */
 static bool background_snapshot_add_blocks(BackgroundSnapshot *bs,
                                            Error **errp)
 {
     SnapshotRAMBlock ram;
+    SavedBlock *saved;
     RAMBlock *block;
 
     RCU_READ_LOCK_GUARD();
@@ -142,10 +272,14 @@ static bool background_snapshot_add_blocks(BackgroundSnapshot *bs,
             continue;
         }
         memory_region_ref(block->mr);
-        g_ptr_array_add(bs->regions, block->mr);
+        saved = g_new0(SavedBlock, 1);
+        saved->block = block;
+        saved->mr = block->mr;
+        pstrcpy(saved->idstr, sizeof(saved->idstr), block->idstr);
+        g_ptr_array_add(bs->blocks, saved);
         ram = (SnapshotRAMBlock) {
-            .owner = block,
-            .name = block->idstr,
+            .owner = saved,
+            .name = saved->idstr,
             .host = block->host,
             .size = block->used_length,
             .host_page_size = block->page_size,
@@ -165,19 +299,34 @@ static bool background_snapshot_add_blocks(BackgroundSnapshot *bs,
 /* Get all ready that can be while the VM runs.  It may take long. */
 static bool background_snapshot_prepare(BackgroundSnapshot *bs, Error **errp)
 {
+    uint64_t size = migrate_snapshot_buffer_size();
+    uint64_t room = memory_room();
+
     if (!ram_bytes_total()) {
         error_setg(errp, "The VM has no RAM to save");
         return false;
     }
-    bs->buffer = page_buffer_new(migrate_snapshot_buffer_size(),
-                                 qemu_target_page_size(), errp);
+    background_snapshot_stop_late_mender();
+    if (size > room) {
+        error_setg(errp, "snapshot-buffer-size is %" PRIu64 " MiB, but QEMU's "
+                   "memory cgroups leave room for %" PRIu64 " MiB: set a "
+                   "smaller size, or raise their limits", size / MiB,
+                   room / MiB);
+        return false;
+    }
+    bs->buffer = page_buffer_new(size, qemu_target_page_size(), errp);
     if (!bs->buffer) {
         return false;
     }
-    bs->ram = snapshot_ram_new(bs->buffer, qemu_target_page_size(),
-                               migrate_zero_page_detection() !=
-                               ZERO_PAGE_DETECTION_NONE,
-                               BUSY_NS, STALL_LIMIT_MS);
+    bs->ram = snapshot_ram_new(bs->buffer, &(SnapshotRAMConfig) {
+        .page_size = qemu_target_page_size(),
+        .detect_zero = migrate_zero_page_detection() !=
+                       ZERO_PAGE_DETECTION_NONE,
+        .busy_ns = BUSY_NS,
+        .stall_limit_ms = STALL_LIMIT_MS,
+        .urgent = bql_locked,
+        .urgent_limit_ms = BQL_STALL_LIMIT_MS,
+    });
     return background_snapshot_add_blocks(bs, errp) &&
            snapshot_ram_set_trap(bs->ram, snapshot_trap, errp);
 }
@@ -192,6 +341,9 @@ static bool background_snapshot_arm(BackgroundSnapshot *bs, Error **errp)
                                     page_buffer_num_slots(bs->buffer));
     qatomic_rcu_set(&current_snapshot, bs);
     qatomic_set(&background_snapshot_armed, snapshot_trap->in_thread);
+    qemu_thread_create(&bs->mender, MIGRATION_THREAD_MENDER,
+                       background_snapshot_mender, bs, QEMU_THREAD_JOINABLE);
+    background_snapshot_inherit(bs);
     return true;
 }
 
@@ -207,30 +359,30 @@ static void background_snapshot_disarm(BackgroundSnapshot *bs)
 
     snapshot_ram_get_stats(bs->ram, &stats);
     trace_background_snapshot_end(stats.scan_pages, stats.fault_pages,
-                                  stats.zero_pages, stats.faults, stats.waits,
+                                  stats.zero_pages, stats.untouched_pages,
+                                  stats.faults, stats.waits,
                                   page_buffer_peak(bs->buffer));
+    trace_background_snapshot_huge_pages(stats.huge_split, stats.huge_mended);
 }
 
-static void background_snapshot_free(BackgroundSnapshot *bs)
+/* Free what a snapshot holds, after its huge pages are mended */
+static void background_snapshot_end(BackgroundSnapshot *bs)
 {
-    size_t i;
+    if (!background_snapshot_active()) {
+        background_snapshot_free(bs);
+        return;
+    }
+    background_snapshot_disarm(bs);
+    qemu_thread_join(&bs->mender);
+    snapshot_ram_close(bs->ram);
+    page_buffer_free(bs->buffer);
+    bs->buffer = NULL;
 
-    if (background_snapshot_active()) {
-        background_snapshot_disarm(bs);
-    }
-    if (bs->ram) {
-        snapshot_ram_free(bs->ram);
-    }
-    if (bs->buffer) {
-        page_buffer_free(bs->buffer);
-    }
-    bql_lock();
-    for (i = 0; i < bs->regions->len; i++) {
-        memory_region_unref(g_ptr_array_index(bs->regions, i));
-    }
-    bql_unlock();
-    g_ptr_array_free(bs->regions, true);
-    g_free(bs);
+    late_mender.stop = false;
+    late_mender.started = true;
+    qemu_thread_create(&late_mender.thread, MIGRATION_THREAD_MENDER,
+                       background_snapshot_late_mender, bs,
+                       QEMU_THREAD_JOINABLE);
 }
 
 static void background_snapshot_resume_bh(void *opaque)
@@ -324,10 +476,16 @@ int background_snapshot_save_ram(QEMUFile *f)
 
         for (i = 0; i < n; i++) {
             PageBufferEntry *entry = page_buffer_entry(buffer, slots[i]);
+            SavedBlock *saved = entry->owner;
 
-            ram_save_page_copy(f, entry->owner, entry->offset,
-                               entry->zero ? NULL :
-                               page_buffer_data(buffer, slots[i]));
+            if (entry->zero_pages) {
+                ram_save_zero_pages(f, saved->block, saved->idstr,
+                                    entry->offset, entry->zero_pages);
+            } else {
+                ram_save_page_copy(f, saved->block, saved->idstr,
+                                   entry->offset,
+                                   page_buffer_data(buffer, slots[i]));
+            }
         }
         ret = qemu_fflush(f);
         page_buffer_give(buffer, slots, n);
@@ -377,7 +535,7 @@ static void *background_snapshot_thread(void *opaque)
     bool ok;
 
     rcu_register_thread();
-    bs->regions = g_ptr_array_new();
+    bs->blocks = g_ptr_array_new_with_free_func(g_free);
 
     migration_rate_set(RATE_LIMIT_DISABLED);
     update_iteration_initial_status(s);
@@ -411,7 +569,7 @@ static void *background_snapshot_thread(void *opaque)
         bql_unlock();
         ok = ok && background_snapshot_save(s, &err);
     }
-    background_snapshot_free(bs);
+    background_snapshot_end(bs);
 
     if (!ok && not_cancelled()) {
         if (!err) {

@@ -6,6 +6,9 @@
  * Copyright (c) 2026 the background-snapshot authors
  */
 #include "qemu/osdep.h"
+#ifdef CONFIG_POSIX
+#include <sys/mman.h>
+#endif
 #include "qapi/error.h"
 #include "qemu/host-utils.h"
 #include "qemu/lockable.h"
@@ -19,6 +22,12 @@
  * KiB around each, fill while a destination is busy for an eighth of a second.
  */
 #define WARM_SIZE (16 * MiB)
+
+/* Of the slots, what part is left to others by who wants more than it needs */
+#define WINDOW_FRACTION 8
+
+/* And what part to those for whom others wait */
+#define URGENT_FRACTION 32
 
 struct PageBuffer {
     /* Set at creation */
@@ -42,12 +51,54 @@ struct PageBuffer {
     uint32_t *free;
     size_t num_free;
     size_t min_free;
+    /* Callers who wait for slots */
+    unsigned int waiters;
 
     /* Ring of queued slots, with a place for each */
     uint32_t *ring;
     size_t ring_head;
     size_t num_queued;
 };
+
+#ifdef CONFIG_POSIX
+/*
+ * With -overcommit mem-lock=on, memory is allocated and locked as a whole when
+ * it is mapped; but not what nobody may touch yet.
+ */
+static void *page_buffer_map(size_t size)
+{
+    void *data = mmap(NULL, size, PROT_NONE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (data == MAP_FAILED) {
+        return NULL;
+    }
+    munlock(data, size);
+    if (mprotect(data, size, PROT_READ | PROT_WRITE) < 0) {
+        munmap(data, size);
+        return NULL;
+    }
+    qemu_madvise(data, size, QEMU_MADV_HUGEPAGE);
+    return data;
+}
+
+static void page_buffer_unmap(void *data, size_t size)
+{
+    if (data) {
+        munmap(data, size);
+    }
+}
+#else
+static void *page_buffer_map(size_t size)
+{
+    return qemu_anon_ram_alloc(size, NULL, false, true);
+}
+
+static void page_buffer_unmap(void *data, size_t size)
+{
+    qemu_anon_ram_free(data, size);
+}
+#endif
 
 PageBuffer *page_buffer_new(size_t size, size_t slot_size, Error **errp)
 {
@@ -59,8 +110,7 @@ PageBuffer *page_buffer_new(size_t size, size_t slot_size, Error **errp)
     assert(is_power_of_2(slot_size));
     assert(pb->num_slots > 0 && pb->num_slots < UINT32_MAX);
 
-    pb->data = qemu_anon_ram_alloc(pb->num_slots * slot_size, NULL, false,
-                                   true);
+    pb->data = page_buffer_map(pb->num_slots * slot_size);
     pb->free = g_try_new(uint32_t, pb->num_slots);
     pb->ring = g_try_new(uint32_t, pb->num_slots);
     pb->entries = g_try_new(PageBufferEntry, pb->num_slots);
@@ -90,7 +140,7 @@ void page_buffer_free(PageBuffer *pb)
     g_free(pb->entries);
     g_free(pb->ring);
     g_free(pb->free);
-    qemu_anon_ram_free(pb->data, pb->num_slots * pb->slot_size);
+    page_buffer_unmap(pb->data, pb->num_slots * pb->slot_size);
     g_free(pb);
 }
 
@@ -126,27 +176,36 @@ static void page_buffer_signal_free(PageBuffer *pb)
     }
 }
 
-size_t page_buffer_take(PageBuffer *pb, uint32_t *slots, size_t min,
-                        size_t max, int timeout_ms, bool *waited)
+/* Is there a slot for each of @n, and enough left for the urgent? */
+static bool page_buffer_has_free(PageBuffer *pb, size_t n, bool urgent)
 {
-    int64_t deadline = 0;
-    size_t reserve = pb->num_slots / 8;
+    size_t reserve = urgent ? 0 : pb->num_slots / URGENT_FRACTION;
+
+    /* A buffer with nothing in it will never have more */
+    return pb->num_free >= n + reserve ||
+           (pb->num_free >= n && pb->num_free == pb->num_slots);
+}
+
+size_t page_buffer_take(PageBuffer *pb, uint32_t *slots, size_t min,
+                        size_t max, bool urgent, int64_t deadline_ms,
+                        bool *waited)
+{
+    size_t reserve = pb->num_slots / WINDOW_FRACTION;
     size_t spare;
     QEMU_LOCK_GUARD(&pb->lock);
 
     assert(min > 0 && min <= max && min <= pb->num_slots);
 
-    while (pb->num_free < min && !pb->stopped) {
+    while (!pb->stopped && !page_buffer_has_free(pb, min, urgent)) {
         int64_t now = g_get_monotonic_time() / 1000;
 
-        if (!deadline) {
-            *waited = true;
-            deadline = now + timeout_ms;
-        }
-        if (now >= deadline) {
+        *waited = true;
+        if (now >= deadline_ms) {
             return 0;
         }
-        qemu_cond_timedwait(&pb->free_cond, &pb->lock, deadline - now);
+        pb->waiters++;
+        qemu_cond_timedwait(&pb->free_cond, &pb->lock, deadline_ms - now);
+        pb->waiters--;
     }
     if (pb->stopped) {
         return 0;
@@ -157,19 +216,18 @@ size_t page_buffer_take(PageBuffer *pb, uint32_t *slots, size_t min,
 }
 
 size_t page_buffer_try_take(PageBuffer *pb, uint32_t *slots, size_t min,
-                            size_t max)
+                            size_t max, size_t leave)
 {
-    size_t reserve = pb->num_slots / 2;
     size_t spare;
     QEMU_LOCK_GUARD(&pb->lock);
 
     assert(min > 0 && min <= max && min <= pb->num_slots);
 
-    spare = pb->num_free > reserve ? pb->num_free - reserve : 0;
+    spare = pb->num_free > leave ? pb->num_free - leave : 0;
     if (pb->num_free == pb->num_slots) {
         spare = MAX(spare, min);
     }
-    if (pb->stopped || spare < min) {
+    if (pb->stopped || pb->waiters || spare < min) {
         return 0;
     }
     return page_buffer_pop_free(pb, slots, MIN(max, spare));

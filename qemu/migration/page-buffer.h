@@ -22,8 +22,11 @@ typedef struct PageBufferEntry {
     /* Whose page it is and where; means nothing to the buffer */
     void *owner;
     uint64_t offset;
-    /* The page is all zeroes, and the slot's data was not filled */
-    bool zero;
+    /*
+     * So many pages from there are all zeroes, and the slot's data was not
+     * filled.  0: the slot holds one page.
+     */
+    uint64_t zero_pages;
 } PageBufferEntry;
 
 /**
@@ -45,31 +48,36 @@ void page_buffer_free(PageBuffer *pb);
 /**
  * page_buffer_take: take slots, wait for the first ones
  *
- * More than @min slots are given only while an eighth of the buffer is left.
+ * More than @min slots are given only while an eighth of the buffer is left,
+ * and the last 32nd only to who is urgent.
  *
  * @slots: filled with the slots taken
  * @min: number of slots to wait for, at least one
  * @max: greatest number of slots of use
- * @timeout_ms: how long to wait
+ * @urgent: others wait for the caller
+ * @deadline_ms: when to give up, by g_get_monotonic_time() / 1000
  * @waited: set to true if it had to wait, else unchanged
  *
  * Returns: the number of slots taken; 0 if page_buffer_stop() was called, or
  * if the time ran out
  */
 size_t page_buffer_take(PageBuffer *pb, uint32_t *slots, size_t min,
-                        size_t max, int timeout_ms, bool *waited);
+                        size_t max, bool urgent, int64_t deadline_ms,
+                        bool *waited);
 
 /**
- * page_buffer_try_take: take slots if half of the buffer is left
+ * page_buffer_try_take: take slots if enough of the buffer is left
  *
- * For the scanner, which leaves room for those who cannot wait.  A buffer with
- * nothing in it gives @min slots in any case.
+ * For those who leave room for others that cannot wait.  A buffer with nothing
+ * in it gives @min slots in any case, unless somebody waits for them.
+ *
+ * @leave: number of slots to leave
  *
  * Returns: the number of slots taken, at least @min and at most @max; 0 if
  * there is not enough room or page_buffer_stop() was called
  */
 size_t page_buffer_try_take(PageBuffer *pb, uint32_t *slots, size_t min,
-                            size_t max);
+                            size_t max, size_t leave);
 
 /**
  * page_buffer_give: give slots back: unused, or written out

@@ -6,61 +6,102 @@
  * Copyright (c) 2026 the background-snapshot authors
  */
 #include "qemu/osdep.h"
+#include "qemu/bitmap.h"
 #include "ram-source.h"
 
-/* See Documentation/admin-guide/mm/pagemap.rst in Linux */
-#define PAGEMAP_PRESENT (UINT64_C(1) << 63)
-#define PAGEMAP_SWAPPED (UINT64_C(1) << 62)
-#define PAGEMAP_UFFD_WP (UINT64_C(1) << 57)
-
-void ram_source_init(RAMSource *source)
-{
-    source->pagemap = -1;
 #ifdef CONFIG_LINUX
-    if (source->fd >= 0) {
-        source->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    }
+#include <sys/vfs.h>
+
+/* From linux/magic.h; memfds are files of it, too */
+#define TMPFS_MAGIC 0x01021994
 #endif
+
+void ram_source_init(RAMSource *source, HostPages *pages)
+{
+#ifdef CONFIG_LINUX
+    struct statfs fs;
+
+    /* Others may tell late what has been written */
+    source->has_holes = source->shared && source->fd >= 0 &&
+                        RETRY_ON_EINTR(fstatfs(source->fd, &fs)) == 0 &&
+                        fs.f_type == TMPFS_MAGIC;
+#endif
+    source->pages = pages;
+    if (pages && !source->shared) {
+        source->exist = bitmap_new(source->size / source->unit_size);
+    }
 }
 
 void ram_source_cleanup(RAMSource *source)
 {
-    if (source->pagemap >= 0) {
-        close(source->pagemap);
-    }
+    g_free(source->exist);
 }
 
-bool ram_source_in_file(const RAMSource *source, size_t offset)
+bool ram_source_look(RAMSource *source, unsigned long *huge, Error **errp)
 {
-#ifdef CONFIG_LINUX
-    off_t file_offset = source->fd_offset + offset;
-    uintptr_t page;
-    uint64_t entry;
+    size_t num_units = source->size / source->unit_size;
+    g_autofree unsigned long *unused = NULL;
 
-    if (source->pagemap < 0) {
-        return false;
-    }
-    page = (uintptr_t)(source->host + offset) / qemu_real_host_page_size();
-    if (RETRY_ON_EINTR(pread(source->pagemap, &entry, sizeof(entry),
-                             page * sizeof(entry))) != sizeof(entry)) {
-        return false;
-    }
-    if (entry & PAGEMAP_PRESENT) {
-        return false;
-    }
-    if (source->shared || !(entry & PAGEMAP_SWAPPED)) {
+    if (!source->pages || (source->shared && !huge)) {
         return true;
     }
-    /*
-     * A private page that was written and swapped out is in no file.  One that
-     * userfaultfd protects though it does not exist looks the same; but only
-     * where nobody has written, the file may have a hole.
-     */
-    return (entry & PAGEMAP_UFFD_WP) &&
-           lseek(source->fd, file_offset, SEEK_DATA) != file_offset;
-#else
-    return false;
+    if (source->shared) {
+        /* What is not in the page tables may exist in the file */
+        unused = bitmap_new(num_units);
+    }
+    return host_pages_find(source->pages, source->host, source->size,
+                           source->unit_size, unused ?: source->exist, huge,
+                           errp);
+}
+
+RAMSourceKind ram_source_find(const RAMSource *source, size_t unit)
+{
+    if (source->exist) {
+        if (test_bit(unit, source->exist)) {
+            return RAM_SOURCE_MEMORY;
+        }
+        return source->fd >= 0 ? RAM_SOURCE_FILE : RAM_SOURCE_ZERO;
+    }
+    if (source->pages && source->fd >= 0 &&
+        !host_pages_present(source->pages,
+                            source->host + unit * source->unit_size)) {
+        return RAM_SOURCE_FILE;
+    }
+    return RAM_SOURCE_MEMORY;
+}
+
+size_t ram_source_zero_units(const RAMSource *source, size_t unit)
+{
+    size_t num_units = source->size / source->unit_size;
+
+    if (source->exist && source->fd < 0) {
+        return find_next_bit(source->exist, num_units, unit) - unit;
+    }
+#ifdef CONFIG_LINUX
+    if (source->has_holes) {
+        off_t start = source->fd_offset + unit * source->unit_size;
+        off_t data = lseek(source->fd, start, SEEK_DATA);
+
+        if (data < 0) {
+            return errno == ENXIO ? num_units - unit : 0;
+        }
+        return MIN((data - start) / source->unit_size, num_units - unit);
+    }
 #endif
+    return 0;
+}
+
+bool ram_source_has_no_hole(const RAMSource *source, size_t first, size_t end)
+{
+#ifdef CONFIG_LINUX
+    if (source->has_holes) {
+        off_t start = source->fd_offset + first * source->unit_size;
+        off_t hole = lseek(source->fd, start, SEEK_HOLE);
+
+        return hole - start >= (off_t)((end - first) * source->unit_size);
+    }
+#endif
+    return false;
 }
 
 void ram_source_read(const RAMSource *source, size_t offset, void *buf,

@@ -22,6 +22,7 @@ typedef struct SnapshotRAM SnapshotRAM;
 typedef struct SnapshotRAMBlock {
     /* Stands in the queued entries of the block's pages */
     void *owner;
+    /* For errors; is copied */
     const char *name;
     void *host;
     /* Bytes, a multiple of the page size */
@@ -44,25 +45,42 @@ typedef struct SnapshotRAMBlock {
 typedef struct SnapshotRAMStats {
     uint64_t faults;            /* writes that were stopped */
     uint64_t waits;             /* writes that waited for room in the buffer */
-    uint64_t fault_pages;       /* pages copied for a write */
-    uint64_t scan_pages;        /* pages copied by the scanner */
+    uint64_t fault_pages;       /* pages saved for a write */
+    uint64_t scan_pages;        /* pages saved by scanner and mender */
     uint64_t zero_pages;        /* of both, those that were all zeroes */
+    uint64_t untouched_pages;   /* and of these, those that did not exist */
+    uint64_t huge_split;        /* huge pages that were released in parts */
+    uint64_t huge_mended;       /* of these, those that are huge again */
 } SnapshotRAMStats;
 
-/**
- * snapshot_ram_new: create an empty table
- *
- * @buffer: where copies go; its slots hold @page_size bytes
- * @page_size: bytes, a power of two
- * @detect_zero: whether to look for pages that are all zeroes
- * @busy_ns: how soon after one another faults must be for the guest to be
- *           writing fast: then more is saved at a time, and faults are fewer
- * @stall_limit_ms: how long a write may wait for room in @buffer.  The
- *                  snapshot fails rather than let it wait longer.
- */
-SnapshotRAM *snapshot_ram_new(PageBuffer *buffer, size_t page_size,
-                              bool detect_zero, int64_t busy_ns,
-                              int stall_limit_ms);
+typedef struct SnapshotRAMConfig {
+    /* Bytes, a power of two; the buffer's slots hold as many */
+    size_t page_size;
+    /* Whether to look for pages that are all zeroes */
+    bool detect_zero;
+    /*
+     * How soon after one another faults must be for the guest to be writing
+     * fast: then more is saved at a time, and faults are fewer
+     */
+    int64_t busy_ns;
+    /*
+     * How long a write, or one call to snapshot_ram_release(), may wait for
+     * room in the buffer.  The snapshot fails rather than let it wait longer.
+     */
+    int stall_limit_ms;
+    /*
+     * Whether the calling thread holds something that many others need.  Of
+     * such callers there is one at a time.  They get the last slots, and all
+     * of them together may wait for urgent_limit_ms, which comes back to them
+     * as time goes by.  NULL: there are none.
+     */
+    bool (*urgent)(void);
+    int urgent_limit_ms;
+} SnapshotRAMConfig;
+
+/* Create an empty table; copies go to @buffer */
+SnapshotRAM *snapshot_ram_new(PageBuffer *buffer,
+                              const SnapshotRAMConfig *config);
 
 /**
  * snapshot_ram_check_page_size: can memory be saved that the host protects in
@@ -114,6 +132,41 @@ bool snapshot_ram_arm(SnapshotRAM *s, Error **errp);
 void snapshot_ram_release(SnapshotRAM *s, void *host, size_t size);
 
 /**
+ * snapshot_ram_mend: have the host make a huge page whole again
+ *
+ * One that it had to split because only a part of it was released: saves the
+ * rest, if there is room in the buffer, and asks the host.  Takes about a
+ * millisecond, in which all the process's page faults may wait.  One thread at
+ * a time, from snapshot_ram_arm() on, also after snapshot_ram_close().
+ *
+ * Returns: true if it has done something; false if there is nothing to do now
+ */
+bool snapshot_ram_mend(SnapshotRAM *s);
+
+/**
+ * snapshot_ram_mend_wait: wait until there may be something to mend
+ *
+ * Returns: false from snapshot_ram_stop() on, without waiting
+ */
+bool snapshot_ram_mend_wait(SnapshotRAM *s);
+
+/**
+ * snapshot_ram_mend_rest: get ready to mend what could not be mended before
+ *
+ * After snapshot_ram_close().
+ *
+ * Returns: how many huge pages are left to mend
+ */
+size_t snapshot_ram_mend_rest(SnapshotRAM *s);
+
+/**
+ * snapshot_ram_inherit: mend also what an earlier snapshot has left split
+ *
+ * After snapshot_ram_arm().  @from is closed, and nobody else uses it.
+ */
+void snapshot_ram_inherit(SnapshotRAM *s, const SnapshotRAM *from);
+
+/**
  * snapshot_ram_scan: save a run of pages that nobody has written yet
  *
  * One thread at a time.  Never waits.
@@ -138,7 +191,13 @@ const char *snapshot_ram_failure(SnapshotRAM *s);
 
 void snapshot_ram_get_stats(SnapshotRAM *s, SnapshotRAMStats *stats);
 
-/* After snapshot_ram_stop(); nobody may use the table any more */
+/*
+ * After snapshot_ram_stop(): give up the trap.  Nobody may use the buffer or
+ * the table any more, but for snapshot_ram_mend().
+ */
+void snapshot_ram_close(SnapshotRAM *s);
+
+/* The same, if need be, and free the table */
 void snapshot_ram_free(SnapshotRAM *s);
 
 #endif

@@ -87,8 +87,7 @@ static bool mprotect_trap_add(WriteTrap *trap, void *host, size_t size,
     return true;
 }
 
-static void mprotect_trap_prepare(WriteTrap *trap, void *host, size_t size,
-                                  bool anonymous)
+static void mprotect_trap_prepare(WriteTrap *trap, void *host)
 {
     /*
      * Linux merges mappings only if they share their anon_vma, which memory
@@ -125,6 +124,7 @@ static void mprotect_trap_free(WriteTrap *trap)
 const WriteTrapOps write_trap_mprotect = {
     .name = "mprotect",
     .in_thread = true,
+    .arms_untouched = true,
     .new = mprotect_trap_new,
     .add = mprotect_trap_add,
     .prepare = mprotect_trap_prepare,

@@ -22,11 +22,11 @@
 #include "write-trap.h"
 
 /*
- * Linux 5.19 can protect memory that is not anonymous, and Linux 6.4 anonymous
- * memory that does not exist yet.
+ * Linux 5.19 can protect memory that is not anonymous.  Linux 6.4 could also
+ * protect anonymous memory that does not exist (WP_UNPOPULATED); but that costs
+ * time and page tables, and the owner need not know of writes to it.
  */
-#define OPTIONAL_FEATURES \
-    (UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED)
+#define OPTIONAL_FEATURES UFFD_FEATURE_WP_HUGETLBFS_SHMEM
 
 /*
  * Threads that read messages.  One that waits, for room in the owner's buffer
@@ -40,7 +40,6 @@
 typedef struct UffdTrap {
     WriteTrap common;
     int fd;
-    uint64_t features;
 
     /* Delivery by SIGBUS */
     MemoryFaultHandler handler;
@@ -99,7 +98,6 @@ static bool uffd_trap_open(UffdTrap *trap, uint64_t features, int flags,
         return false;
     }
     trap->fd = fd;
-    trap->features = api.features;
     return true;
 }
 
@@ -135,30 +133,6 @@ static bool uffd_trap_add(WriteTrap *common, void *host, size_t size,
     return true;
 }
 
-/*
- * Where the kernel passes over anonymous pages that do not exist, have them
- * exist: as the page of zeroes that all share.
- */
-static void uffd_trap_prepare(WriteTrap *common, void *host, size_t size,
-                              bool anonymous)
-{
-    UffdTrap *trap = container_of(common, UffdTrap, common);
-    size_t page_size = qemu_real_host_page_size();
-    size_t offset;
-
-    if (!anonymous || trap->features & UFFD_FEATURE_WP_UNPOPULATED) {
-        return;
-    }
-#ifdef MADV_POPULATE_READ
-    if (madvise(host, size, MADV_POPULATE_READ) == 0) {
-        return;
-    }
-#endif
-    for (offset = 0; offset < size; offset += page_size) {
-        qatomic_read((uint8_t *)host + offset);
-    }
-}
-
 static int uffd_trap_protect(WriteTrap *common, void *host, size_t size,
                              uint64_t mode)
 {
@@ -191,7 +165,18 @@ static bool uffd_trap_arm(WriteTrap *common, void *host, size_t size,
 
 static int uffd_trap_release(WriteTrap *common, void *host, size_t size)
 {
-    return uffd_trap_protect(common, host, size, 0);
+    UffdTrap *trap = container_of(common, UffdTrap, common);
+    int ret = uffd_trap_protect(common, host, size, 0);
+
+    /*
+     * A part was mapped anew, as memory that the host has lost is, and nothing
+     * protects it any more.  This passes over such parts.
+     */
+    if (ret == -ENOENT) {
+        uffd_unregister_memory(trap->fd, host, size);
+        ret = 0;
+    }
+    return ret;
 }
 
 static void uffd_trap_free(UffdTrap *trap)
@@ -240,7 +225,6 @@ const WriteTrapOps write_trap_uffd_signal = {
     .raises_sigbus = true,
     .new = uffd_signal_trap_new,
     .add = uffd_trap_add,
-    .prepare = uffd_trap_prepare,
     .arm = uffd_trap_arm,
     .release = uffd_trap_release,
     .free = uffd_signal_trap_free,
@@ -320,7 +304,6 @@ const WriteTrapOps write_trap_uffd_thread = {
     .name = "uffd-thread",
     .new = uffd_thread_trap_new,
     .add = uffd_trap_add,
-    .prepare = uffd_trap_prepare,
     .arm = uffd_trap_arm,
     .release = uffd_trap_release,
     .free = uffd_thread_trap_free,

@@ -24,7 +24,7 @@ typedef struct WriteTrapOps WriteTrapOps;
  * @opaque: from write_trap_new()
  *
  * Returns: true if the write can be tried again, false if @host is in no
- * range of the owner's
+ * range of the owner's, or no trap is what denies the access
  */
 typedef bool WriteTrapFaultFn(void *host, void *opaque);
 
@@ -54,6 +54,12 @@ struct WriteTrapOps {
     bool in_thread;
 
     /*
+     * Private anonymous memory that does not exist is armed as well.  Without
+     * that it can be written all the time, and it need not be released.
+     */
+    bool arms_untouched;
+
+    /*
      * The fault comes as SIGBUS: for as long as ranges are armed, the main
      * thread must allow it, see memory_fault_allow_sigbus().
      */
@@ -79,12 +85,10 @@ struct WriteTrapOps {
     bool (*add)(WriteTrap *trap, void *host, size_t size, Error **errp);
 
     /**
-     * @prepare: do for an added range what must be done before arm() and may
-     * take long.  It can still be written.  Not for shared memory.
-     *
-     * @anonymous: the memory is not that of a file
+     * @prepare: do for an added range what should be done before arm().  It can
+     * still be written.  Not for shared memory.  May be NULL.
      */
-    void (*prepare)(WriteTrap *trap, void *host, size_t size, bool anonymous);
+    void (*prepare)(WriteTrap *trap, void *host);
 
     /**
      * @arm: stop writes to an added range from now on

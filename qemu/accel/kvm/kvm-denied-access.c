@@ -7,6 +7,7 @@
  */
 #include "qemu/osdep.h"
 #include <linux/kvm.h>
+#include "exec/address-spaces.h"
 #include "exec/memory.h"
 #include "hw/core/cpu.h"
 #include "qemu/error-report.h"
@@ -14,17 +15,24 @@
 #include "qemu/rcu.h"
 #include "system/kvm_int.h"
 
+AddressSpace *kvm_vcpu_address_space(CPUState *cpu, MemTxAttrs attrs)
+{
+    /* Guests can get into SMM by themselves, also if the machine has none */
+    int as_id = cpu->num_ases > 1 ? cpu_asidx_from_attrs(cpu, attrs) : 0;
+
+    return (as_id < kvm_state->nr_as ? kvm_state->as[as_id].as : NULL) ?:
+           &address_space_memory;
+}
+
 /* Where QEMU has RAM that is not in guest_memfd, or NULL */
 static void *denied_ram(CPUState *cpu, hwaddr gpa, MemTxAttrs attrs)
 {
-    int as_id = cpu_asidx_from_attrs(cpu, attrs);
     hwaddr xlat, len = 1;
     MemoryRegion *mr;
 
-    assert(as_id < kvm_state->nr_as && kvm_state->as[as_id].as);
     RCU_READ_LOCK_GUARD();
-    mr = address_space_translate(kvm_state->as[as_id].as, gpa, &xlat, &len,
-                                 true, attrs);
+    mr = address_space_translate(kvm_vcpu_address_space(cpu, attrs), gpa, &xlat,
+                                 &len, true, attrs);
     if (!memory_region_is_ram(mr) || memory_region_has_guest_memfd(mr)) {
         return NULL;
     }

@@ -64,16 +64,13 @@ static void assert_added(void *host, size_t size)
     }
 }
 
-static void fake_prepare(WriteTrap *trap, void *host, size_t size,
-                         bool anonymous)
+static void fake_prepare(WriteTrap *trap, void *host)
 {
     size_t n = fake_trap.num_prepared++;
 
-    assert_added(host, size);
+    assert_added(host, FAKE_PAGE_SIZE);
     g_assert_cmpuint(n, <, ARRAY_SIZE(fake_trap.prepared));
-    fake_trap.prepared[n].host = host;
-    fake_trap.prepared[n].size = size;
-    fake_trap.prepared[n].anonymous = anonymous;
+    fake_trap.prepared[n] = host;
 }
 
 static bool fake_arm(WriteTrap *trap, void *host, size_t size, Error **errp)
@@ -153,6 +150,7 @@ static void fake_free(WriteTrap *trap)
 const WriteTrapOps fake_trap_ops = {
     .name = "fake",
     .in_thread = true,
+    .arms_untouched = true,
     .new = fake_new,
     .add = fake_add,
     .prepare = fake_prepare,
@@ -180,3 +178,23 @@ bool fake_write(void *host)
     g_assert_false(fake_armed(host));
     return true;
 }
+
+static WriteTrap *fake_existing_new(void *start, size_t size,
+                                    WriteTrapFaultFn *fault, void *opaque,
+                                    Error **errp)
+{
+    WriteTrap *trap = fake_new(start, size, fault, opaque, errp);
+
+    trap->ops = &fake_trap_existing_ops;
+    return trap;
+}
+
+const WriteTrapOps fake_trap_existing_ops = {
+    .name = "fake-existing",
+    .in_thread = true,
+    .new = fake_existing_new,
+    .add = fake_add,
+    .arm = fake_arm,
+    .release = fake_release,
+    .free = fake_free,
+};

@@ -46,16 +46,14 @@ typedef struct FakeTrap {
     void *last_host;            /* of the last call to release() */
     size_t last_size;
     size_t num_prepared;        /* calls to prepare() */
-    struct {
-        void *host;
-        size_t size;
-        bool anonymous;
-    } prepared[8];
+    void *prepared[8];
 } FakeTrap;
 
 /* There is one at a time */
 extern FakeTrap fake_trap;
 extern const WriteTrapOps fake_trap_ops;
+/* The same, but nothing is armed that does not exist */
+extern const WriteTrapOps fake_trap_existing_ops;
 
 /**
  * fake_write: do as if a thread wrote to an address

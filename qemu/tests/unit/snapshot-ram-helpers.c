@@ -33,6 +33,13 @@ void test_unmap(uint8_t *host, size_t num_pages)
     qemu_anon_ram_free(host, num_pages * PAGE_SIZE);
 }
 
+__thread bool test_is_urgent;
+
+static bool test_urgent(void)
+{
+    return test_is_urgent;
+}
+
 TestRAM *test_ram_new(size_t num_slots, bool detect_zero, int stall_limit_ms)
 {
     return test_ram_new_busy(num_slots, detect_zero, INT64_MAX,
@@ -46,8 +53,14 @@ TestRAM *test_ram_new_busy(size_t num_slots, bool detect_zero, int64_t busy_ns,
 
     t->buffer = page_buffer_new(num_slots * PAGE_SIZE, PAGE_SIZE,
                                 &error_abort);
-    t->ram = snapshot_ram_new(t->buffer, PAGE_SIZE, detect_zero, busy_ns,
-                              stall_limit_ms);
+    t->ram = snapshot_ram_new(t->buffer, &(SnapshotRAMConfig) {
+        .page_size = PAGE_SIZE,
+        .detect_zero = detect_zero,
+        .busy_ns = busy_ns,
+        .stall_limit_ms = stall_limit_ms,
+        .urgent = test_urgent,
+        .urgent_limit_ms = TEST_URGENT_LIMIT_MS,
+    });
     return t;
 }
 
@@ -97,32 +110,45 @@ void test_ram_arm(TestRAM *t, const WriteTrapOps *trap)
     snapshot_ram_arm(t->ram, &error_abort);
 }
 
+/* A page came out; @data is NULL if it is said to be all zeroes */
+static void check_page(TestRAM *t, TestBlock *b, uint64_t offset,
+                       const uint8_t *data)
+{
+    size_t page = offset / PAGE_SIZE;
+    uint8_t *expected = b->expected + offset;
+
+    g_assert_cmpuint(offset % PAGE_SIZE, ==, 0);
+    g_assert_cmpuint(page, <, b->num_pages);
+    g_assert_true(test_bit(page, b->save));
+    g_assert_cmpuint(b->seen[page]++, ==, 0);
+    if (data) {
+        g_assert_cmpint(memcmp(data, expected, PAGE_SIZE), ==, 0);
+    } else {
+        g_assert_true(buffer_is_zero(expected, PAGE_SIZE));
+        t->saved_zero++;
+    }
+    t->saved++;
+}
+
 size_t test_ram_drain(TestRAM *t, bool wait)
 {
     uint32_t slots[64];
     size_t n = page_buffer_dequeue(t->buffer, slots, ARRAY_SIZE(slots), wait);
-    size_t i;
+    size_t i, page;
 
     for (i = 0; i < n; i++) {
         PageBufferEntry *entry = page_buffer_entry(t->buffer, slots[i]);
-        TestBlock *b = entry->owner;
-        size_t page = entry->offset / PAGE_SIZE;
-        uint8_t *expected = b->expected + entry->offset;
 
-        g_assert_cmpuint(entry->offset % PAGE_SIZE, ==, 0);
-        g_assert_cmpuint(page, <, b->num_pages);
-        g_assert_true(test_bit(page, b->save));
-        g_assert_cmpuint(b->seen[page]++, ==, 0);
-        if (entry->zero) {
-            g_assert_true(buffer_is_zero(expected, PAGE_SIZE));
-            t->saved_zero++;
-        } else {
-            g_assert_cmpint(memcmp(page_buffer_data(t->buffer, slots[i]),
-                                   expected, PAGE_SIZE), ==, 0);
+        for (page = 0; page < entry->zero_pages; page++) {
+            check_page(t, entry->owner, entry->offset + page * PAGE_SIZE,
+                       NULL);
+        }
+        if (!entry->zero_pages) {
+            check_page(t, entry->owner, entry->offset,
+                       page_buffer_data(t->buffer, slots[i]));
         }
     }
     page_buffer_give(t->buffer, slots, n);
-    t->saved += n;
     return n;
 }
 

@@ -34,6 +34,12 @@ typedef struct TestRAM {
     size_t saved_zero;
 } TestRAM;
 
+/* Whether the calling thread is urgent, see SnapshotRAMConfig */
+extern __thread bool test_is_urgent;
+
+/* For how long such threads may wait */
+#define TEST_URGENT_LIMIT_MS 100
+
 /**
  * test_map: memory for blocks, aligned to 2 MiB
  *

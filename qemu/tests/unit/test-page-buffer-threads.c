@@ -49,9 +49,11 @@ static void *produce(void *opaque)
         size_t i, n, used;
 
         if (scanner) {
-            n = page_buffer_try_take(pb, slots, 1, ARRAY_SIZE(slots));
+            n = page_buffer_try_take(pb, slots, 1, ARRAY_SIZE(slots),
+                                     page_buffer_num_slots(pb) / 2);
         } else {
-            n = page_buffer_take(pb, slots, 1, ARRAY_SIZE(slots), LONG_MS,
+            n = page_buffer_take(pb, slots, 1, ARRAY_SIZE(slots), false,
+                                 g_get_monotonic_time() / 1000 + LONG_MS,
                                  &waited);
         }
         if (!n && scanner && !qatomic_read(&p->traffic->produced)) {

@@ -27,14 +27,24 @@ static PageBuffer *new_buffer(size_t num_slots)
     return page_buffer_new(num_slots * SLOT_SIZE, SLOT_SIZE, &error_abort);
 }
 
-/* Take exactly @n slots, one by one: so the reserve does not matter */
+/* When who must not wait gives up, and who may wait */
+#define AT_ONCE 0
+#define LATE INT64_MAX
+
+static int64_t ms_from_now(int64_t ms)
+{
+    return g_get_monotonic_time() / 1000 + ms;
+}
+
+/* Take exactly @n slots, one by one: so no reserve matters */
 static void take_one_by_one(PageBuffer *pb, uint32_t *slots, size_t n)
 {
     bool waited = false;
     size_t i;
 
     for (i = 0; i < n; i++) {
-        g_assert_cmpuint(page_buffer_take(pb, &slots[i], 1, 1, 0, &waited),
+        g_assert_cmpuint(page_buffer_take(pb, &slots[i], 1, 1, true, AT_ONCE,
+                                          &waited),
                          ==, 1);
     }
     g_assert_false(waited);
@@ -101,12 +111,13 @@ static void test_take_reserve(void)
     bool waited = false;
     size_t n;
 
-    n = page_buffer_take(pb, slots, 2, 10, 0, &waited);
+    n = page_buffer_take(pb, slots, 2, 10, false, AT_ONCE, &waited);
     g_assert_cmpuint(n, ==, 10);
     /* An eighth is left to those who need less */
-    n += page_buffer_take(pb, slots + n, 2, NUM_SLOTS - n, 0, &waited);
+    n += page_buffer_take(pb, slots + n, 2, NUM_SLOTS - n, false, AT_ONCE,
+                          &waited);
     g_assert_cmpuint(n, ==, NUM_SLOTS - NUM_SLOTS / 8);
-    n += page_buffer_take(pb, slots + n, 2, 8, 0, &waited);
+    n += page_buffer_take(pb, slots + n, 2, 8, false, AT_ONCE, &waited);
     g_assert_cmpuint(n, ==, NUM_SLOTS - NUM_SLOTS / 8 + 2);
     take_one_by_one(pb, slots + n, NUM_SLOTS - n);
     g_assert_false(waited);
@@ -130,12 +141,14 @@ static void test_take_timeout(void)
 
     /* One is left, which is not enough */
     start = g_get_monotonic_time();
-    g_assert_cmpuint(page_buffer_take(pb, slots, 2, 2, 50, &waited), ==, 0);
+    g_assert_cmpuint(page_buffer_take(pb, slots, 2, 2, true, ms_from_now(50),
+                                      &waited), ==, 0);
     g_assert_cmpint(g_get_monotonic_time() - start, >=, 45 * 1000);
     g_assert_true(waited);
 
     /* And it is still there */
-    g_assert_cmpuint(page_buffer_take(pb, slots, 1, 2, 0, &waited), ==, 1);
+    g_assert_cmpuint(page_buffer_take(pb, slots, 1, 2, true, AT_ONCE, &waited),
+                     ==, 1);
     page_buffer_free(pb);
 }
 
@@ -146,34 +159,62 @@ static void test_try_take(void)
     size_t half = NUM_SLOTS / 2;
     size_t n;
 
-    n = page_buffer_try_take(pb, slots, 1, 10);
+    n = page_buffer_try_take(pb, slots, 1, 10, half);
     g_assert_cmpuint(n, ==, 10);
     /* Not enough above the mark */
-    g_assert_cmpuint(page_buffer_try_take(pb, slots + n, half - 9, half), ==,
+    g_assert_cmpuint(page_buffer_try_take(pb, slots + n, half - 9, half, half), ==,
                      0);
-    n += page_buffer_try_take(pb, slots + n, 1, NUM_SLOTS - n);
+    n += page_buffer_try_take(pb, slots + n, 1, NUM_SLOTS - n, half);
     g_assert_cmpuint(n, ==, half);
-    g_assert_cmpuint(page_buffer_try_take(pb, slots, 1, 1), ==, 0);
+    g_assert_cmpuint(page_buffer_try_take(pb, slots, 1, 1, half), ==, 0);
 
     /* Queued slots are no room either */
     page_buffer_queue(pb, slots, n);
-    g_assert_cmpuint(page_buffer_try_take(pb, slots, 1, 1), ==, 0);
+    g_assert_cmpuint(page_buffer_try_take(pb, slots, 1, 1, half), ==, 0);
     n = page_buffer_dequeue(pb, slots, NUM_SLOTS, false);
     g_assert_cmpuint(n, ==, half);
     page_buffer_give(pb, slots, 1);
-    g_assert_cmpuint(page_buffer_try_take(pb, slots, 1, 2), ==, 1);
+    g_assert_cmpuint(page_buffer_try_take(pb, slots, 1, 2, half), ==, 1);
 
     /* Who needs more than half gets it from an empty buffer only */
     page_buffer_give(pb, slots, n - 1);
-    g_assert_cmpuint(page_buffer_try_take(pb, slots, half + 1, NUM_SLOTS), ==,
+    g_assert_cmpuint(page_buffer_try_take(pb, slots, half + 1, NUM_SLOTS, half), ==,
                      0);
     page_buffer_give(pb, slots + n - 1, 1);
-    n = page_buffer_try_take(pb, slots, half + 1, NUM_SLOTS);
+    n = page_buffer_try_take(pb, slots, half + 1, NUM_SLOTS, half);
     g_assert_cmpuint(n, ==, half + 1);
     page_buffer_give(pb, slots, n);
 
     page_buffer_stop(pb);
-    g_assert_cmpuint(page_buffer_try_take(pb, slots, 1, 1), ==, 0);
+    g_assert_cmpuint(page_buffer_try_take(pb, slots, 1, 1, half), ==, 0);
+    page_buffer_free(pb);
+}
+
+/* The last slots are for who is urgent, and others wait for more */
+static void test_urgent(void)
+{
+    PageBuffer *pb = new_buffer(NUM_SLOTS);
+    uint32_t slots[NUM_SLOTS];
+    size_t reserve = NUM_SLOTS / 32, n;
+    bool waited = false;
+
+    take_one_by_one(pb, slots, NUM_SLOTS - reserve - 1);
+    n = page_buffer_take(pb, slots, 1, 1, false, AT_ONCE, &waited);
+    g_assert_cmpuint(n, ==, 1);
+    g_assert_false(waited);
+    n = page_buffer_take(pb, slots, 1, 1, false, AT_ONCE, &waited);
+    g_assert_cmpuint(n, ==, 0);
+    g_assert_true(waited);
+    take_one_by_one(pb, slots, reserve);
+    page_buffer_free(pb);
+
+    /* All of an empty buffer may be had by anybody */
+    pb = new_buffer(NUM_SLOTS);
+    waited = false;
+    n = page_buffer_take(pb, slots, NUM_SLOTS, NUM_SLOTS, false, AT_ONCE,
+                         &waited);
+    g_assert_cmpuint(n, ==, NUM_SLOTS);
+    g_assert_false(waited);
     page_buffer_free(pb);
 }
 
@@ -189,7 +230,7 @@ static void test_stop(void)
 
     /* Free slots are not given any more, nor waited for */
     page_buffer_give(pb, slots, 1);
-    g_assert_cmpuint(page_buffer_take(pb, &slot, 1, 1, LONG_MS, &waited), ==,
+    g_assert_cmpuint(page_buffer_take(pb, &slot, 1, 1, true, LATE, &waited), ==,
                      0);
     g_assert_false(waited);
     g_assert_cmpuint(page_buffer_dequeue(pb, &slot, 1, true), ==, 0);
@@ -214,7 +255,8 @@ static void *waiter_take(void *opaque)
 {
     Waiter *w = opaque;
 
-    w->n = page_buffer_take(w->pb, w->slots, 2, 2, LONG_MS, &w->waited);
+    w->n = page_buffer_take(w->pb, w->slots, 2, 2, true, ms_from_now(LONG_MS),
+                            &w->waited);
     qatomic_set(&w->done, true);
     return NULL;
 }
@@ -283,6 +325,29 @@ static void test_take_waits(void)
     page_buffer_free(pb);
 }
 
+/* Who can wait gets nothing that somebody waits for, be it enough or not */
+static void test_waiters_first(void)
+{
+    PageBuffer *pb = new_buffer(4);
+    uint32_t slots[4];
+    Waiter *w;
+    int i;
+
+    take_one_by_one(pb, slots, 4);
+    w = waiter_new(pb, waiter_take);
+    page_buffer_give(pb, slots, 1);
+    for (i = 0; i < 100; i++) {
+        g_assert_cmpuint(page_buffer_try_take(pb, slots, 1, 1, 0), ==, 0);
+        g_usleep(100);
+    }
+    g_assert_false(qatomic_read(&w->done));
+    page_buffer_give(pb, slots + 1, 1);
+    g_assert_cmpuint(waiter_free(w), ==, 2);
+    page_buffer_give(pb, slots + 2, 1);
+    g_assert_cmpuint(page_buffer_try_take(pb, slots, 1, 1, 0), ==, 1);
+    page_buffer_free(pb);
+}
+
 static void test_dequeue_waits(void)
 {
     PageBuffer *pb = new_buffer(NUM_SLOTS);
@@ -318,7 +383,7 @@ static void test_peak(void)
     take_one_by_one(pb, slots, 5);
     g_assert_cmpuint(page_buffer_peak(pb), ==, 5);
     page_buffer_queue(pb, slots, 5);
-    g_assert_cmpuint(page_buffer_try_take(pb, slots + 5, 1, 15), ==, 15);
+    g_assert_cmpuint(page_buffer_try_take(pb, slots + 5, 1, 15, NUM_SLOTS / 2), ==, 15);
     g_assert_cmpuint(page_buffer_peak(pb), ==, 20);
 
     page_buffer_give(pb, slots + 5, 15);
@@ -412,6 +477,8 @@ int main(int argc, char **argv)
     g_test_add_func("/page-buffer/take/reserve", test_take_reserve);
     g_test_add_func("/page-buffer/take/timeout", test_take_timeout);
     g_test_add_func("/page-buffer/take/waits", test_take_waits);
+    g_test_add_func("/page-buffer/take/urgent", test_urgent);
+    g_test_add_func("/page-buffer/take/waiters-first", test_waiters_first);
     g_test_add_func("/page-buffer/try-take", test_try_take);
     g_test_add_func("/page-buffer/dequeue/waits", test_dequeue_waits);
     g_test_add_func("/page-buffer/stop", test_stop);

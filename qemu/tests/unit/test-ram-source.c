@@ -15,55 +15,58 @@
 /* What is read at a time, as pages of the image are */
 #define PAGE_SIZE 4096
 
-static RAMSource source_of(const Memory *m)
+static RAMSource source_of(const Memory *m, HostPages *pages)
 {
     RAMSource source = {
         .host = m->host,
+        .size = m->size,
+        .unit_size = m->page_size,
         .shared = m->kind->shared,
         .fd = m->fd,
         .fd_offset = m->fd_offset,
     };
 
-    ram_source_init(&source);
+    ram_source_init(&source, pages);
+    ram_source_look(&source, NULL, &error_abort);
     return source;
 }
 
-/* Read a page of the host, by parts.  Returns whether from the file. */
-static bool read_page(const RAMSource *source, const Memory *m, size_t page,
-                      uint8_t *buf)
+/* Read a page of the host, by parts.  Returns where from. */
+static RAMSourceKind read_page(const RAMSource *source, const Memory *m,
+                               size_t page, uint8_t *buf)
 {
+    RAMSourceKind from = ram_source_find(source, page);
     size_t offset = page * m->page_size, i;
-    bool in_file = ram_source_in_file(source, offset);
 
-    memset(buf, 0xdd, m->page_size);
+    memset(buf, from == RAM_SOURCE_ZERO ? 0 : 0xdd, m->page_size);
     for (i = 0; i < m->page_size; i += PAGE_SIZE) {
-        if (in_file) {
+        if (from == RAM_SOURCE_FILE) {
             ram_source_read(source, offset + i, buf + i, PAGE_SIZE);
-        } else {
+        } else if (from == RAM_SOURCE_MEMORY) {
             memcpy(buf + i, m->host + offset + i, PAGE_SIZE);
         }
     }
-    return in_file;
+    return from;
 }
 
 /* Assert that all is read as expected and costs nothing */
-static void check_all(const Memory *m)
+static void check_all(const Memory *m, const RAMSource *source)
 {
     g_autofree uint8_t *buf = g_malloc(m->page_size);
     size_t before = memory_allocated(m), page;
-    RAMSource source = source_of(m);
 
     for (page = 0; page < m->num_pages; page++) {
-        bool in_file = read_page(&source, m, page, buf);
+        RAMSourceKind from = read_page(source, m, page, buf);
 
         memory_check_page(m, page, buf);
-        g_assert_false(in_file && m->fd < 0);
-        if (m->fd >= 0 && m->kind->state == MEMORY_UNTOUCHED) {
-            g_assert_true(in_file);
+        if (m->kind->state == MEMORY_UNTOUCHED) {
+            g_assert_cmpint(from, ==, m->fd >= 0 ? RAM_SOURCE_FILE :
+                                                   RAM_SOURCE_ZERO);
+        } else if (m->fd < 0) {
+            g_assert_cmpint(from, ==, RAM_SOURCE_MEMORY);
         }
     }
     g_assert_cmpuint(memory_allocated(m), <=, before);
-    ram_source_cleanup(&source);
 }
 
 static void test_read(const void *kind)
@@ -71,7 +74,12 @@ static void test_read(const void *kind)
     Memory m;
 
     if (memory_map_or_skip(&m, kind)) {
-        check_all(&m);
+        HostPages *pages = host_pages_new(true, &error_abort);
+        RAMSource source = source_of(&m, pages);
+
+        check_all(&m, &source);
+        ram_source_cleanup(&source);
+        host_pages_free(pages);
         memory_unmap(&m);
     }
 }
@@ -85,6 +93,8 @@ static bool no_fault(void *host, void *opaque)
 static void test_read_armed(const void *kind)
 {
     const WriteTrapOps *const *ops;
+    HostPages *pages;
+    RAMSource source;
     Memory m;
 
     for (ops = real_traps; *ops; ops++) {
@@ -106,10 +116,14 @@ static void test_read_armed(const void *kind)
         }
         trap = (*ops)->new(m.host, m.size, no_fault, NULL, &error_abort);
         (*ops)->add(trap, m.host, m.size, &error_abort);
+        pages = host_pages_new(true, &error_abort);
+        source = source_of(&m, pages);
         (*ops)->arm(trap, m.host, m.size, &error_abort);
-        check_all(&m);
+        check_all(&m, &source);
         (*ops)->release(trap, m.host, m.size);
         (*ops)->free(trap);
+        ram_source_cleanup(&source);
+        host_pages_free(pages);
         memory_unmap(&m);
     }
 }
@@ -123,6 +137,7 @@ static void test_written(const void *kind)
     enum { NOWHERE, HERE, THERE, THERE_AND_HERE };
     g_autofree uint8_t *buf = NULL;
     size_t before, page;
+    HostPages *pages;
     RAMSource source;
     uint8_t *other;
     Memory m;
@@ -144,18 +159,23 @@ static void test_written(const void *kind)
     }
 
     before = memory_allocated(&m);
-    source = source_of(&m);
+    pages = host_pages_new(true, &error_abort);
+    source = source_of(&m, pages);
     for (page = 0; page < m.num_pages; page++) {
-        static const bool in_file[] = { true, false, true, false };
+        static const RAMSourceKind from[] = {
+            RAM_SOURCE_FILE, RAM_SOURCE_MEMORY,
+            RAM_SOURCE_FILE, RAM_SOURCE_MEMORY
+        };
         const uint8_t expected[] = { 0, page, 100 + page, page };
 
         g_assert_cmpint(read_page(&source, &m, page, buf), ==,
-                        in_file[page % 4]);
+                        from[page % 4]);
         g_assert_cmpint(buf[0], ==, expected[page % 4]);
         g_assert_cmpint(memcmp(buf, buf + 1, m.page_size - 1), ==, 0);
     }
     g_assert_cmpuint(memory_allocated(&m), ==, before);
     ram_source_cleanup(&source);
+    host_pages_free(pages);
     munmap(other, m.size);
     memory_unmap(&m);
 }
@@ -169,14 +189,15 @@ static void test_bad_file(void)
     struct {
         int fd;
         uint64_t fd_offset;
-        bool in_file;
+        RAMSourceKind from;
     } files[] = {
-        { -1, 0, false },
-        { open("/dev/null", O_WRONLY), 0, true },
-        { open("/dev/null", O_RDONLY), 0, true },
-        { memfd_create("short", 0), 0, true },
-        { memfd_create("short", 0), INT64_MAX - PAGE_SIZE, true },
+        { -1, 0, RAM_SOURCE_MEMORY },
+        { open("/dev/null", O_WRONLY), 0, RAM_SOURCE_FILE },
+        { open("/dev/null", O_RDONLY), 0, RAM_SOURCE_FILE },
+        { memfd_create("short", 0), 0, RAM_SOURCE_FILE },
+        { memfd_create("short", 0), INT64_MAX - PAGE_SIZE, RAM_SOURCE_FILE },
     };
+    HostPages *pages = host_pages_new(true, &error_abort);
     uint8_t buf[PAGE_SIZE];
     Memory m;
     size_t i;
@@ -184,15 +205,15 @@ static void test_bad_file(void)
     g_assert_true(memory_map(&m, &kind, &error_abort));
     g_assert_cmpint(ftruncate(files[3].fd, PAGE_SIZE / 2), ==, 0);
     for (i = 0; i < ARRAY_SIZE(files); i++) {
-        RAMSource source = source_of(&m);
+        RAMSource source = source_of(&m, pages);
 
         /* So that it is to be read from the file */
         g_assert_cmpint(madvise(m.host, m.size, MADV_DONTNEED), ==, 0);
         ram_source_cleanup(&source);
         source.fd = files[i].fd;
         source.fd_offset = files[i].fd_offset;
-        ram_source_init(&source);
-        g_assert_cmpint(ram_source_in_file(&source, 0), ==, files[i].in_file);
+        ram_source_init(&source, pages);
+        g_assert_cmpint(ram_source_find(&source, 0), ==, files[i].from);
         memset(buf, 0xdd, sizeof(buf));
         ram_source_read(&source, 0, buf, sizeof(buf));
         g_assert_cmpmem(buf, PAGE_SIZE, m.host, PAGE_SIZE);
@@ -202,6 +223,7 @@ static void test_bad_file(void)
             close(files[i].fd);
         }
     }
+    host_pages_free(pages);
     memory_unmap(&m);
 }
 

@@ -118,13 +118,15 @@ static void test_claims(void)
     test_unmap(host, 100);
 }
 
-/* Take pages through faults until the buffer is full */
+/* Of 32 slots, those that are for anybody; one is for the urgent */
+#define FULL 31
+
+/* Take pages through faults until a buffer of 32 slots is full */
 static size_t fill_buffer(TestRAM *t, uint8_t *host)
 {
     size_t page = 0;
 
-    while (test_ram_stats(t).fault_pages <
-           page_buffer_num_slots(t->buffer)) {
+    while (test_ram_stats(t).fault_pages < FULL) {
         g_assert_true(fake_write(host + page++ * PAGE_SIZE));
     }
     g_assert_cmpuint(test_ram_stats(t).waits, ==, 0);
@@ -141,7 +143,7 @@ static void test_back_pressure(void)
     test_ram_arm(t, &fake_trap_ops);
     w = writer_new(host + fill_buffer(t, host) * PAGE_SIZE);
     assert_waits(w);
-    g_assert_cmpuint(test_ram_drain(t, false), ==, 32);
+    g_assert_cmpuint(test_ram_drain(t, false), ==, FULL);
     writer_join(w);
     g_assert_cmpuint(test_ram_stats(t).waits, ==, 1);
     g_assert_null(snapshot_ram_failure(t->ram));
@@ -175,6 +177,104 @@ static void test_stall_limit(void)
     test_unmap(host, 100);
 }
 
+/* All that hold what others need wait for so long together, and no longer */
+static void test_urgent_limit(void)
+{
+    uint8_t *host = test_map(200);
+    TestRAM *t = test_ram_new(32, true, LONG_MS);
+    int64_t start;
+    Writer *w;
+
+    test_ram_add(t, host, 200, PAGE_SIZE, true);
+    test_ram_arm(t, &fake_trap_ops);
+    w = writer_new(host + fill_buffer(t, host) * PAGE_SIZE);
+    assert_waits(w);
+
+    /* There is one left for them */
+    test_is_urgent = true;
+    g_assert_true(fake_write(host + 100 * PAGE_SIZE));
+    g_assert_null(snapshot_ram_failure(t->ram));
+
+    start = g_get_monotonic_time();
+    snapshot_ram_release(t->ram, host + 110 * PAGE_SIZE, 64 * PAGE_SIZE);
+    g_assert_cmpint(g_get_monotonic_time() - start, >=,
+                    (TEST_URGENT_LIMIT_MS - 20) * 1000);
+    g_assert_nonnull(strstr(snapshot_ram_failure(t->ram), "QEMU itself"));
+    test_is_urgent = false;
+    writer_join(w);
+    g_assert_cmpuint(fake_trap.num_armed, ==, 0);
+    test_ram_free(t);
+    test_unmap(host, 200);
+}
+
+typedef struct Trickle {
+    QemuThread thread;
+    TestRAM *t;
+    bool stop;
+} Trickle;
+
+/* A destination that takes a page now and then */
+static void *trickle_thread(void *opaque)
+{
+    Trickle *trickle = opaque;
+    uint32_t slot;
+
+    while (!qatomic_read(&trickle->stop)) {
+        if (page_buffer_dequeue(trickle->t->buffer, &slot, 1, false)) {
+            page_buffer_give(trickle->t->buffer, &slot, 1);
+        }
+        g_usleep(10 * 1000);
+    }
+    return NULL;
+}
+
+/* One deadline for a call, or for many calls, and not for each page */
+static void test_one_deadline(bool urgent, bool calls)
+{
+    uint8_t *host = test_map(1000);
+    /* A page comes each 10 ms, of a thousand; no page waits for long */
+    TestRAM *t = test_ram_new(32, true, urgent ? LONG_MS : 200);
+    Trickle trickle = { .t = t };
+    size_t page;
+
+    test_ram_add(t, host, 1000, PAGE_SIZE, true);
+    test_ram_arm(t, &fake_trap_ops);
+    fill_buffer(t, host);
+    qemu_thread_create(&trickle.thread, "trickle", trickle_thread, &trickle,
+                       QEMU_THREAD_JOINABLE);
+    test_is_urgent = urgent;
+    if (calls) {
+        for (page = 50; page < 1000; page++) {
+            snapshot_ram_release(t->ram, host + page * PAGE_SIZE, PAGE_SIZE);
+        }
+    } else {
+        snapshot_ram_release(t->ram, host + 50 * PAGE_SIZE, 950 * PAGE_SIZE);
+    }
+    test_is_urgent = false;
+    g_assert_nonnull(strstr(snapshot_ram_failure(t->ram), "waited too long") ?:
+                     strstr(snapshot_ram_failure(t->ram), "wait too long"));
+    g_assert_cmpuint(test_ram_stats(t).fault_pages, <, 500);
+    qatomic_set(&trickle.stop, true);
+    qemu_thread_join(&trickle.thread);
+    test_ram_free(t);
+    test_unmap(host, 1000);
+}
+
+static void test_deadline_call(void)
+{
+    test_one_deadline(false, false);
+}
+
+static void test_deadline_urgent_call(void)
+{
+    test_one_deadline(true, false);
+}
+
+static void test_deadline_urgent_calls(void)
+{
+    test_one_deadline(true, true);
+}
+
 static void test_stop_wakes(void)
 {
     uint8_t *host = test_map(100);
@@ -190,7 +290,7 @@ static void test_stop_wakes(void)
     fake_trap.before_release = NULL;
     claimed = writer_new(host + 90 * PAGE_SIZE);
     /* Leave nothing for the other one */
-    while (page_buffer_take(t->buffer, &slot, 1, 1, 0, &waited)) {
+    while (page_buffer_take(t->buffer, &slot, 1, 1, true, 0, &waited)) {
         ;
     }
     room = writer_new(host + 70 * PAGE_SIZE);
@@ -392,6 +492,12 @@ int main(int argc, char **argv)
     g_test_add_func("/snapshot-ram/claims", test_claims);
     g_test_add_func("/snapshot-ram/back-pressure", test_back_pressure);
     g_test_add_func("/snapshot-ram/stall-limit", test_stall_limit);
+    g_test_add_func("/snapshot-ram/urgent-limit", test_urgent_limit);
+    g_test_add_func("/snapshot-ram/deadline/call", test_deadline_call);
+    g_test_add_func("/snapshot-ram/deadline/urgent-call",
+                    test_deadline_urgent_call);
+    g_test_add_func("/snapshot-ram/deadline/urgent-calls",
+                    test_deadline_urgent_calls);
     g_test_add_func("/snapshot-ram/stop-wakes", test_stop_wakes);
     for (trap = real_traps; *trap; trap++) {
         if (!real_trap_available(*trap, NULL)) {

@@ -55,12 +55,8 @@ static void test_prepare(void)
 
     /* Private ones, in the order of their addresses */
     g_assert_cmpuint(fake_trap.num_prepared, ==, 2);
-    g_assert_true(fake_trap.prepared[0].host == host);
-    g_assert_cmpuint(fake_trap.prepared[0].size, ==, 10 * PAGE_SIZE);
-    g_assert_true(fake_trap.prepared[0].anonymous);
-    g_assert_true(fake_trap.prepared[1].host == host + 70 * PAGE_SIZE);
-    g_assert_cmpuint(fake_trap.prepared[1].size, ==, 5 * PAGE_SIZE);
-    g_assert_false(fake_trap.prepared[1].anonymous);
+    g_assert_true(fake_trap.prepared[0] == host);
+    g_assert_true(fake_trap.prepared[1] == host + 70 * PAGE_SIZE);
 
     snapshot_ram_arm(t->ram, &error_abort);
     g_assert_cmpint(fake_trap.arms, ==, 4);

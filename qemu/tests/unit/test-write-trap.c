@@ -74,8 +74,8 @@ static bool arm(Trapped *t, Error **errp)
         if (!t->ops->add(t->trap, t->m.host + i * size, size, errp)) {
             return false;
         }
-        if (!t->m.kind->shared) {
-            t->ops->prepare(t->trap, t->m.host + i * size, size, t->m.fd < 0);
+        if (!t->m.kind->shared && t->ops->prepare) {
+            t->ops->prepare(t->trap, t->m.host + i * size);
         }
     }
     for (i = 0; i < 2; i++) {
@@ -253,6 +253,27 @@ static void test_again(Trapped *t)
     write_all(t, true);
 }
 
+/* Memory that the host has lost is mapped anew, and nothing stops writes */
+static void test_mapped_anew(Trapped *t)
+{
+    size_t page = t->m.num_pages / 2 - 2;
+    uint8_t *host = t->m.host + page * t->m.page_size;
+
+    int flags = t->m.kind->shared ? MAP_SHARED : MAP_PRIVATE;
+
+    flags |= MAP_FIXED | (t->m.fd < 0 ? MAP_ANONYMOUS : 0);
+    g_assert_true(mmap(host, t->m.page_size, PROT_READ | PROT_WRITE, flags,
+                       t->m.fd, t->m.fd_offset + page * t->m.page_size) ==
+                  host);
+    memset(host, memory_expected(&t->m, page), t->m.page_size);
+    write_page(t, page, false);
+    write_page(t, page - 1, true);
+    /* All the others are released with it */
+    disarm(t);
+    write_all(t, false);
+    arm(t, &error_abort);
+}
+
 #define NUM_WRITERS 4
 
 typedef struct Writer {
@@ -319,6 +340,17 @@ static void test_threads(Trapped *t)
     }
 }
 
+/* Memory that does not exist is not armed, nor what is read there */
+static void test_left_alone(Trapped *t)
+{
+    size_t half = t->m.num_pages / 2, i;
+
+    for (i = 0; i < half; i++) {
+        memory_check_page(&t->m, i, t->m.host + i * t->m.page_size);
+    }
+    write_all(t, false);
+}
+
 /* Memory that was not there still is not, and may be written */
 static void test_allocates_nothing(Trapped *t)
 {
@@ -348,6 +380,7 @@ static const struct {
     { "system-call", test_system_call },
     { "release-part", test_release_part },
     { "again", test_again },
+    { "mapped-anew", test_mapped_anew },
     { "threads", test_threads },
     { "allocates-nothing", test_allocates_nothing, true },
 };
@@ -401,6 +434,12 @@ static void add_tests(const MemoryKind *kind, const WriteTrapOps *ops)
 
     if (!real_trap_serves(ops, kind)) {
         add_test(kind, ops, "refused", NULL);
+        return;
+    }
+    if (untouched && kind->backing == MEMORY_ANONYMOUS &&
+        !ops->arms_untouched) {
+        add_test(kind, ops, "left-alone", test_left_alone);
+        add_test(kind, ops, "allocates-nothing", test_allocates_nothing);
         return;
     }
     for (i = 0; i < ARRAY_SIZE(cases); i++) {

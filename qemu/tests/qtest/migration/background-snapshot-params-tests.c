@@ -112,6 +112,17 @@ static void test_buffer_size(void)
     migrate_end(from, to, false);
 }
 
+/* However large the VM is, and whatever room the host gives it */
+static void test_buffer_size_capped(void)
+{
+    QTestState *qts = qtest_init("-machine none -m 64G -object "
+                                 "memory-backend-ram,id=ram,size=64G,"
+                                 "reserve=off -machine memory-backend=ram");
+
+    g_assert_cmpuint(get_buffer_size(qts), <=, 1 * GiB);
+    qtest_quit(qts);
+}
+
 /* A VM without a guest, which need not even have RAM */
 static void test_write_trap(void)
 {
@@ -187,6 +198,8 @@ void migration_test_add_background_snapshot_params(void)
                        test_capabilities);
     migration_test_add("/migration/background-snapshot/buffer-size",
                        test_buffer_size);
+    migration_test_add("/migration/background-snapshot/buffer-size-capped",
+                       test_buffer_size_capped);
     migration_test_add("/migration/background-snapshot/write-trap",
                        test_write_trap);
     migration_test_add("/migration/background-snapshot/query-write-traps",

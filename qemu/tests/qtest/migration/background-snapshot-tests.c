@@ -388,6 +388,7 @@ void migration_test_add_background_snapshot(MigrationTestEnv *env)
                        test_cancel_command);
     migration_test_add("/migration/background-snapshot/fail", test_fail);
     migration_test_add("/migration/background-snapshot/second", test_second);
+    migration_test_add_background_snapshot_guests();
     migration_test_add_background_snapshot_params();
     migration_test_add_background_snapshot_refusals();
     migration_test_add_background_snapshot_traps();

@@ -1,0 +1,180 @@
+/*
+ * The RAM of a background snapshot: what its own files share
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ *
+ * snapshot-ram.c: the table, and the scanner
+ * snapshot-save.c: the one door, and writes that were stopped
+ * snapshot-mend.c: huge pages
+ */
+#ifndef MIGRATION_SNAPSHOT_RAM_INTERNAL_H
+#define MIGRATION_SNAPSHOT_RAM_INTERNAL_H
+
+#include "qemu/bitmap.h"
+#include "qemu/stats64.h"
+#include "qemu/thread.h"
+#include "ram-source.h"
+#include "snapshot-ram.h"
+
+/* The most that one thread saves at a time: a huge page of 2 MiB */
+#define MAX_PAGES 512
+
+typedef struct SnapshotBlock {
+    SnapshotRAMBlock ram;
+    char *name;
+    RAMSource source;
+    uint8_t *host;
+
+    /* A unit is claimed and released as a whole: a page of the host */
+    size_t unit_pages;
+    size_t unit_size;
+    size_t num_units;
+
+    /* A bit for each unit, set by who saves it */
+    unsigned long *claimed;
+
+    /* A bit for each unit that may be written.  Set with the lock held. */
+    unsigned long *released;
+
+    /*
+     * The ranges where the host can have a huge page, the first of which
+     * begins at or before @host.  0 if it can have none.
+     */
+    uint8_t *huge_host;
+    size_t num_huge;
+    /* A bit for each: it was one when the snapshot began */
+    unsigned long *huge;
+    /* A bit for each that was, and that was released in parts */
+    unsigned long *split;
+    /* The mender's: a bit for each that could not be made huge again */
+    unsigned long *failed;
+} SnapshotBlock;
+
+struct SnapshotRAM {
+    /* Tells it from all others that there have been */
+    unsigned int number;
+    /* Do not change once the traps are armed */
+    PageBuffer *buffer;
+    SnapshotRAMConfig config;
+    size_t page_size;
+    size_t huge_size;
+    HostPages *pages;
+    WriteTrap *trap;
+    /* Sorted by host address */
+    SnapshotBlock *blocks;
+    size_t num_blocks;
+    /* The first so many of them are armed, if they are writable */
+    size_t num_armed;
+
+    /* The scanner's own */
+    size_t scan_block;
+    size_t scan_unit;
+    uint32_t scan_slots[MAX_PAGES];
+
+    /* The mender's own */
+    size_t mend_block;
+    size_t mend_range;
+    uint32_t mend_slots[MAX_PAGES];
+    /* Set when a huge page was split, and at stop */
+    QemuEvent mend_event;
+
+    /* Protects the rest.  Nobody touches guest RAM while holding it. */
+    QemuMutex lock;
+    /* Signalled when units were released, if somebody waits, and at stop */
+    QemuCond released_cond;
+    /* Read without the lock as a hint */
+    unsigned int waiters;
+    /* Released ranges between armed ones; read without the lock as a hint */
+    size_t islands;
+    /* Read without the lock as well */
+    bool stopped;
+    const char *failure;
+
+    /* Of urgent callers: for how long, and until when, they have waited */
+    int64_t urgent_waited_ms;
+    int64_t urgent_until_ms;
+
+    /* When the last fault was handled */
+    Stat64 last_fault_ns;
+
+    Stat64 faults;
+    Stat64 waits;
+    Stat64 fault_pages;
+    Stat64 scan_pages;
+    Stat64 zero_pages;
+    Stat64 untouched_pages;
+    Stat64 huge_split;
+    Stat64 huge_mended;
+};
+
+/* Tests a bit that others may set */
+static inline bool unit_test(const unsigned long *map, size_t unit)
+{
+    return qatomic_read(&map[BIT_WORD(unit)]) & BIT_MASK(unit);
+}
+
+/* The units of a range where a huge page can be, or of what a block has of it */
+static inline size_t huge_first(const SnapshotRAM *s, const SnapshotBlock *b,
+                                size_t range)
+{
+    uint8_t *host = b->huge_host + range * s->huge_size;
+
+    return host > b->host ? (host - b->host) / b->unit_size : 0;
+}
+
+static inline size_t huge_end(const SnapshotRAM *s, const SnapshotBlock *b,
+                              size_t range)
+{
+    return MIN(huge_first(s, b, range + 1), b->num_units);
+}
+
+/* In which of these ranges a unit is; 0 without any */
+static inline size_t huge_range(const SnapshotRAM *s, const SnapshotBlock *b,
+                                size_t unit)
+{
+    return b->num_huge ? (b->host + unit * b->unit_size - b->huge_host) /
+                         s->huge_size : 0;
+}
+
+/* End the snapshot because of an error; the first one is told */
+void snapshot_ram_fail(SnapshotRAM *s, const char *failure);
+
+/**
+ * snapshot_ram_save_units: the one door
+ *
+ * Of the units from @first to @end, claim those that nobody has, copy, release
+ * and queue them.  There are slots for all; those that are not used are given
+ * back.
+ *
+ * Returns: the number of pages saved
+ */
+size_t snapshot_ram_save_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
+                               size_t end, const uint32_t *slots,
+                               size_t num_slots);
+
+/**
+ * snapshot_ram_save_zero: the same for units that are known to be zeroes
+ *
+ * Ends early if the slots do not suffice for all entries.
+ *
+ * @end: is set to where it has ended
+ *
+ * Returns: the number of pages saved
+ */
+size_t snapshot_ram_save_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
+                              size_t *end, const uint32_t *slots,
+                              size_t num_slots);
+
+/* WriteTrapFaultFn */
+bool snapshot_ram_fault(void *host, void *opaque);
+
+/*
+ * Some units of a block have been released: take note of huge pages that this
+ * has split
+ */
+void snapshot_ram_note_split(SnapshotRAM *s, SnapshotBlock *b, size_t first,
+                             size_t end);
+
+#endif

@@ -1,0 +1,523 @@
+/*
+ * The RAM of a background snapshot: the one door
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ */
+#include "qemu/osdep.h"
+#include "qemu/cutils.h"
+#include "qemu/lockable.h"
+#include "qemu/timer.h"
+#include "qemu/units.h"
+#include "snapshot-ram-internal.h"
+
+/*
+ * A write has this much around it saved and released as well, so that it is
+ * not the first of many.  The smaller size takes hardly longer than a page.
+ * The larger one is for guests that write so fast that they would be stopped
+ * all the time: each write takes longer, but there are far fewer.
+ */
+#define FAULT_AROUND_SIZE (16 * KiB)
+#define FAULT_AROUND_BUSY_SIZE (64 * KiB)
+
+/*
+ * To release less than a huge page splits it, which slows the guest down until
+ * it is mended, and a whole one takes as long to copy as ten such writes.  Of a
+ * guest that writes fast, one in so many gets that: most writes are stopped for
+ * a short time, and soon there is not much left that they could split.
+ */
+#define BUSY_WHOLE 4
+
+/* Slots for pages that do not exist: one does, unless others have a part */
+#define ZERO_SLOTS 64
+
+/* Whether this thread reads guest RAM to save it, which no trap stops */
+static __thread bool copying;
+
+/* The last fault of this thread that came after its unit's release */
+static __thread struct {
+    unsigned int snapshot;
+    void *unit;
+} late_fault;
+
+/* A part of a block to save, and which side to keep if it must be smaller */
+typedef struct Window {
+    size_t first;
+    size_t end;
+    enum { KEEP_UNIT, KEEP_FIRST, KEEP_END, KEEP_ZERO } keep;
+} Window;
+
+/* How long a caller may wait for slots */
+typedef struct Patience {
+    bool urgent;
+    int64_t deadline_ms;
+} Patience;
+
+/* Returns the block that holds @host, or NULL */
+static SnapshotBlock *find_block(SnapshotRAM *s, void *host)
+{
+    size_t low = 0, high = s->num_blocks;
+
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        SnapshotBlock *b = &s->blocks[middle];
+
+        if ((uint8_t *)host < b->host) {
+            high = middle;
+        } else if ((uint8_t *)host - b->host < b->num_units * b->unit_size) {
+            return b;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return NULL;
+}
+
+/* Claim units of one word of the map.  Returns those that are the caller's. */
+static unsigned long claim(SnapshotBlock *b, size_t first, size_t end)
+{
+    unsigned long *word = &b->claimed[BIT_WORD(first)];
+    unsigned long mask = BITMAP_FIRST_WORD_MASK(first) &
+                         BITMAP_LAST_WORD_MASK(end);
+
+    return mask & ~qatomic_fetch_or(word, mask);
+}
+
+/* Say that a page is all zeroes.  Returns the number of slots used by now. */
+static size_t add_zero(SnapshotRAM *s, SnapshotBlock *b, size_t offset,
+                       const uint32_t *slots, size_t used)
+{
+    PageBufferEntry *entry;
+
+    stat64_add(&s->zero_pages, 1);
+    if (used) {
+        entry = page_buffer_entry(s->buffer, slots[used - 1]);
+        if (entry->zero_pages &&
+            entry->offset + entry->zero_pages * s->page_size == offset) {
+            entry->zero_pages++;
+            return used;
+        }
+    }
+    entry = page_buffer_entry(s->buffer, slots[used]);
+    entry->owner = b->ram.owner;
+    entry->offset = offset;
+    entry->zero_pages = 1;
+    return used + 1;
+}
+
+/* The pages of a unit, which may go beyond what there is to save */
+static size_t last_page(SnapshotRAM *s, SnapshotBlock *b, size_t unit)
+{
+    return MIN((unit + 1) * b->unit_pages, b->ram.size / s->page_size);
+}
+
+/*
+ * Copy a claimed unit, from slot @used on.  Returns the number of slots used
+ * by now, and adds to @pages.
+ */
+static size_t copy_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
+                        const uint32_t *slots, size_t used, size_t *pages)
+{
+    RAMSourceKind kind = ram_source_find(&b->source, unit);
+    size_t end = last_page(s, b, unit);
+    size_t page;
+
+    for (page = unit * b->unit_pages; page < end; page++) {
+        size_t offset = page * s->page_size;
+        PageBufferEntry *entry;
+        uint8_t *data, *from;
+
+        if (!test_bit(page, b->ram.save)) {
+            continue;
+        }
+        ++*pages;
+        if (kind == RAM_SOURCE_ZERO) {
+            stat64_add(&s->untouched_pages, 1);
+            used = add_zero(s, b, offset, slots, used);
+            continue;
+        }
+        data = page_buffer_data(s->buffer, slots[used]);
+        from = b->host + offset;
+        if (kind == RAM_SOURCE_FILE) {
+            ram_source_read(&b->source, offset, data, s->page_size);
+            from = data;
+        }
+        if (s->config.detect_zero && buffer_is_zero(from, s->page_size)) {
+            used = add_zero(s, b, offset, slots, used);
+            continue;
+        }
+        if (from != data) {
+            memcpy(data, from, s->page_size);
+        }
+        entry = page_buffer_entry(s->buffer, slots[used++]);
+        entry->owner = b->ram.owner;
+        entry->offset = offset;
+        entry->zero_pages = 0;
+    }
+    return used;
+}
+
+static void release_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
+                          size_t end)
+{
+    bool armed = b->ram.writable;
+    size_t islands;
+    int ret = 0;
+
+    if (!s->trap->ops->arms_untouched && b->ram.fd < 0 && !b->ram.shared &&
+        ram_source_zero_units(&b->source, first) >= end - first) {
+        armed = false;
+    }
+    if (armed) {
+        /* Whoever sees the page released must find it read */
+        smp_mb();
+        ret = s->trap->ops->release(s->trap, b->host + first * b->unit_size,
+                                    (end - first) * b->unit_size);
+    }
+    if (ret < 0) {
+        snapshot_ram_fail(s, "a write trap could not be released");
+        return;
+    }
+
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        islands = s->islands + 1;
+        islands -= first > 0 && unit_test(b->released, first - 1);
+        islands -= end < b->num_units && unit_test(b->released, end);
+        qatomic_set(&s->islands, islands);
+        bitmap_set_atomic(b->released, first, end - first);
+        if (s->waiters) {
+            qemu_cond_broadcast(&s->released_cond);
+        }
+    }
+    if (armed) {
+        snapshot_ram_note_split(s, b, first, end);
+    }
+}
+
+/* Is a unit in a huge page that nobody has split yet? */
+static bool is_whole_huge(SnapshotRAM *s, SnapshotBlock *b, size_t unit)
+{
+    size_t range = huge_range(s, b, unit);
+
+    return b->num_huge && test_bit(range, b->huge) &&
+           !unit_test(b->split, range);
+}
+
+size_t snapshot_ram_save_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
+                               size_t end, const uint32_t *slots,
+                               size_t num_slots)
+{
+    size_t unit = first, run = first, used = 0, pages = 0;
+
+    while (unit < end) {
+        size_t word_end = MIN(end, QEMU_ALIGN_UP(unit + 1, BITS_PER_LONG));
+        unsigned long mine = claim(b, unit, word_end);
+
+        for (; unit < word_end; unit++) {
+            if (mine & BIT_MASK(unit)) {
+                qatomic_set(&copying, true);
+                signal_barrier();
+                used = copy_unit(s, b, unit, slots, used, &pages);
+                signal_barrier();
+                qatomic_set(&copying, false);
+                continue;
+            }
+            /* Somebody else's: may not be copied yet, so don't release it */
+            if (run < unit) {
+                release_units(s, b, run, unit);
+            }
+            run = unit + 1;
+        }
+        if (run < unit && qatomic_read(&s->waiters) &&
+            !is_whole_huge(s, b, run)) {
+            /* Perhaps for one of these: better two short releases */
+            release_units(s, b, run, unit);
+            run = unit;
+        }
+    }
+    if (run < end) {
+        release_units(s, b, run, end);
+    }
+
+    page_buffer_queue(s->buffer, slots, used);
+    page_buffer_give(s->buffer, slots + used, num_slots - used);
+    return pages;
+}
+
+size_t snapshot_ram_save_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
+                              size_t *end, const uint32_t *slots,
+                              size_t num_slots)
+{
+    size_t unit = first, run = first, used = 0, pages = 0;
+
+    while (unit < *end && num_slots - used >= b->unit_pages) {
+        /* Each page may need a slot, though it seldom does */
+        size_t word_end = MIN(MIN(*end, QEMU_ALIGN_UP(unit + 1, BITS_PER_LONG)),
+                              unit + (num_slots - used) / b->unit_pages);
+        unsigned long mine = claim(b, unit, word_end);
+
+        for (; unit < word_end; unit++) {
+            size_t last = last_page(s, b, unit), page;
+
+            if (!(mine & BIT_MASK(unit))) {
+                if (run < unit) {
+                    release_units(s, b, run, unit);
+                }
+                run = unit + 1;
+                continue;
+            }
+            for (page = unit * b->unit_pages; page < last; page++) {
+                if (test_bit(page, b->ram.save)) {
+                    used = add_zero(s, b, page * s->page_size, slots, used);
+                    pages++;
+                }
+            }
+        }
+    }
+    if (run < unit) {
+        release_units(s, b, run, unit);
+    }
+    stat64_add(&s->untouched_pages, pages);
+    page_buffer_queue(s->buffer, slots, used);
+    page_buffer_give(s->buffer, slots + used, num_slots - used);
+    *end = unit;
+    return pages;
+}
+
+static void wait_released(SnapshotRAM *s, SnapshotBlock *b, size_t unit)
+{
+    QEMU_LOCK_GUARD(&s->lock);
+
+    qatomic_set(&s->waiters, s->waiters + 1);
+    while (!unit_test(b->released, unit) && !qatomic_read(&s->stopped)) {
+        qemu_cond_wait(&s->released_cond, &s->lock);
+    }
+    qatomic_set(&s->waiters, s->waiters - 1);
+}
+
+/* Is all of it known not to exist?  Cheap. */
+static bool is_untouched(SnapshotBlock *b, size_t first, size_t end)
+{
+    return b->source.exist && b->ram.fd < 0 &&
+           ram_source_zero_units(&b->source, first) >= end - first;
+}
+
+/* What to save for a write to @unit, or to all from there to @end */
+static Window write_window(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
+                           size_t end)
+{
+    int64_t pause_ns = get_clock() - stat64_get(&s->last_fault_ns);
+    size_t size = pause_ns < s->config.busy_ns ? FAULT_AROUND_BUSY_SIZE
+                                               : FAULT_AROUND_SIZE;
+    size_t around = MAX(1, size / b->unit_size);
+    size_t first = QEMU_ALIGN_DOWN(unit, around);
+    size_t max = MAX_PAGES / b->unit_pages;
+    size_t range = huge_range(s, b, unit);
+    size_t left, right;
+
+    if (qatomic_read(&s->islands) >= s->trap->max_islands) {
+        /* No new island: go from the nearest one towards the unit */
+        left = find_last_bit(b->released, unit);
+        right = find_next_bit(b->released, b->num_units, unit + 1);
+        if (left < unit &&
+            (right == b->num_units || unit - left <= right - unit)) {
+            return (Window) { left + 1, MIN(left + 1 + max, unit + 1),
+                              KEEP_FIRST };
+        }
+        if (right < b->num_units) {
+            return (Window) { MAX(right, unit + max) - max, right, KEEP_END };
+        }
+    }
+    if (is_untouched(b, unit, unit + 2)) {
+        /* It costs nothing: what is to be written, or a huge page of it */
+        size_t zero = ram_source_zero_units(&b->source, unit);
+
+        if (end > unit + 1) {
+            return (Window) { unit, MIN(end, unit + zero), KEEP_ZERO };
+        }
+        if (b->num_huge && is_untouched(b, huge_first(s, b, range),
+                                        huge_end(s, b, range))) {
+            return (Window) { huge_first(s, b, range), huge_end(s, b, range),
+                              KEEP_ZERO };
+        }
+    }
+    if (pause_ns < s->config.busy_ns && is_whole_huge(s, b, unit) &&
+        stat64_get(&s->faults) % BUSY_WHOLE == 0) {
+        return (Window) { huge_first(s, b, range), huge_end(s, b, range),
+                          KEEP_UNIT };
+    }
+    end = MIN(QEMU_ALIGN_UP(end, around), first + max);
+    return (Window) { first, MIN(end, b->num_units), KEEP_UNIT };
+}
+
+/* Make a window for @unit, up to @end, fit @n slots */
+static void shrink_window(SnapshotBlock *b, Window *w, size_t unit, size_t end,
+                          size_t n)
+{
+    size_t units = n / b->unit_pages;
+
+    if (units >= w->end - w->first) {
+        return;
+    }
+    switch (w->keep) {
+    case KEEP_UNIT:
+        w->first = unit;
+        w->end = MIN(end, unit + units);
+        break;
+    case KEEP_FIRST:
+        w->end = w->first + units;
+        break;
+    case KEEP_END:
+        w->first = w->end - units;
+        break;
+    case KEEP_ZERO:
+        /* One slot does for many */
+        break;
+    }
+}
+
+/*
+ * Have a unit saved, by whomever, and released; or the snapshot stopped.
+ * Units from there to @end will be needed as well.
+ */
+static void release_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
+                         size_t end, const Patience *patience)
+{
+    uint32_t slots[MAX_PAGES];
+
+    while (!unit_test(b->released, unit) && !qatomic_read(&s->stopped)) {
+        Window w = write_window(s, b, unit, end);
+        size_t wanted = (w.end - w.first) * b->unit_pages;
+        bool waited = false;
+        size_t n, saved;
+
+        if (unit_test(b->claimed, unit)) {
+            wait_released(s, b, unit);
+            return;
+        }
+        if (w.keep == KEEP_ZERO) {
+            wanted = MAX(b->unit_pages, MIN(wanted, ZERO_SLOTS));
+        }
+        n = page_buffer_take(s->buffer, slots, b->unit_pages, wanted,
+                             patience->urgent, patience->deadline_ms, &waited);
+        if (waited) {
+            stat64_add(&s->waits, 1);
+        }
+        if (!n) {
+            if (!qatomic_read(&s->stopped)) {
+                snapshot_ram_fail(s, patience->urgent ?
+                    "QEMU itself had to wait too long for room in the page "
+                    "buffer: the destination is too slow, or "
+                    "snapshot-buffer-size too small" :
+                    "a guest write waited too long for room in the page "
+                    "buffer: the destination is too slow, or "
+                    "snapshot-buffer-size too small");
+            }
+            return;
+        }
+
+        shrink_window(b, &w, unit, end, n);
+        saved = w.keep == KEEP_ZERO
+            ? snapshot_ram_save_zero(s, b, w.first, &w.end, slots, n)
+            : snapshot_ram_save_units(s, b, w.first, w.end, slots, n);
+        stat64_add(&s->fault_pages, saved);
+        if (!saved && (w.keep == KEEP_FIRST || w.keep == KEEP_END)) {
+            /* Somebody else is at it between us and the island */
+            wait_released(s, b, w.keep == KEEP_FIRST ? w.first : w.end - 1);
+        }
+    }
+}
+
+static int64_t now_ms(void)
+{
+    return g_get_monotonic_time() / 1000;
+}
+
+/* How long the caller may wait in all; to be given to end_patience() */
+static Patience begin_patience(SnapshotRAM *s)
+{
+    int64_t now = now_ms();
+    int64_t left = s->config.stall_limit_ms;
+    Patience p = { .urgent = s->config.urgent && s->config.urgent() };
+
+    if (p.urgent) {
+        /* What was waited comes back at the rate at which time goes by */
+        s->urgent_waited_ms -= MIN(s->urgent_waited_ms,
+                                   now - s->urgent_until_ms);
+        s->urgent_until_ms = now;
+        left = MIN(left, s->config.urgent_limit_ms - s->urgent_waited_ms);
+    }
+    p.deadline_ms = now + left;
+    return p;
+}
+
+static void end_patience(SnapshotRAM *s, const Patience *p)
+{
+    if (p->urgent) {
+        int64_t now = now_ms();
+
+        s->urgent_waited_ms += now - s->urgent_until_ms;
+        s->urgent_until_ms = now;
+    }
+}
+
+/*
+ * A thread's fault on a unit that is released may come from before the release.
+ * The access is tried again then.  It cannot have another such fault there, as
+ * no unit is armed twice in a snapshot: if it faults again, something else
+ * denies the access.  The last unit is enough to know, for an access that
+ * faults for ever does so at the same place.
+ */
+static bool fault_may_be_late(SnapshotRAM *s, void *unit)
+{
+    if (late_fault.snapshot == s->number && late_fault.unit == unit) {
+        return false;
+    }
+    late_fault.snapshot = s->number;
+    late_fault.unit = unit;
+    return true;
+}
+
+bool snapshot_ram_fault(void *host, void *opaque)
+{
+    SnapshotRAM *s = opaque;
+    SnapshotBlock *b = find_block(s, host);
+    Patience patience;
+    size_t unit;
+
+    if (!b || !b->ram.writable || qatomic_read(&copying)) {
+        return false;
+    }
+    stat64_add(&s->faults, 1);
+    unit = ((uint8_t *)host - b->host) / b->unit_size;
+    if (unit_test(b->released, unit) || qatomic_read(&s->stopped)) {
+        return fault_may_be_late(s, b->host + unit * b->unit_size);
+    }
+    patience = begin_patience(s);
+    release_unit(s, b, unit, unit + 1, &patience);
+    end_patience(s, &patience);
+    stat64_set(&s->last_fault_ns, get_clock());
+    return true;
+}
+
+void snapshot_ram_release(SnapshotRAM *s, void *host, size_t size)
+{
+    SnapshotBlock *b = find_block(s, host);
+    size_t offset, unit, end;
+    Patience patience;
+
+    if (!b || !size) {
+        return;
+    }
+    offset = (uint8_t *)host - b->host;
+    end = MIN(DIV_ROUND_UP(offset + size, b->unit_size), b->num_units);
+    patience = begin_patience(s);
+    for (unit = offset / b->unit_size; unit < end; unit++) {
+        unit = find_next_zero_bit(b->released, end, unit);
+        if (unit < end) {
+            release_unit(s, b, unit, end, &patience);
+        }
+    }
+    end_patience(s, &patience);
+}

@@ -1,0 +1,248 @@
+/*
+ * Unit tests for the RAM of a background snapshot: huge pages
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ *
+ * With each trap that is real, on memory in transparent huge pages.
+ */
+#include "qemu/osdep.h"
+#include <sys/mman.h>
+#include "qapi/error.h"
+#include "qemu/atomic.h"
+#include "qemu/bitmap.h"
+#include "../migration/host-pages.h"
+#include "memory-kinds.h"
+#include "real-write-traps.h"
+#include "snapshot-ram-helpers.h"
+
+#define LONG_MS 60000
+
+static const MemoryKind huge_kind = {
+    "anonymous-huge", MEMORY_ANONYMOUS, false, MEMORY_HUGE
+};
+
+typedef struct Snapshot {
+    Memory m;
+    TestRAM *t;
+    size_t num_huge;
+} Snapshot;
+
+static size_t count_huge(const Memory *m)
+{
+    HostPages *pages = host_pages_new(true, &error_abort);
+    g_autofree unsigned long *exist = bitmap_new(m->num_pages);
+    unsigned long huge = 0;
+
+    host_pages_find(pages, m->host, m->size, m->page_size, exist, &huge,
+                    &error_abort);
+    host_pages_free(pages);
+    return ctpopl(huge);
+}
+
+/* Returns false if this host cannot, and skips the test */
+static bool begin(Snapshot *s, const void *ops, size_t num_slots)
+{
+    if (!host_pages_can_collapse()) {
+        g_test_skip("The host cannot collapse memory into huge pages");
+        return false;
+    }
+    if (!memory_map_or_skip(&s->m, &huge_kind)) {
+        return false;
+    }
+    s->num_huge = s->m.size / host_pages_huge_size();
+    s->t = test_ram_new(num_slots, true, LONG_MS);
+    test_ram_add(s->t, s->m.host, s->m.num_pages, PAGE_SIZE, true);
+    test_ram_arm(s->t, ops);
+    g_assert_cmpuint(count_huge(&s->m), ==, s->num_huge);
+    return true;
+}
+
+static void end(Snapshot *s)
+{
+    snapshot_ram_stop(s->t->ram);
+    test_ram_free(s->t);
+    memory_unmap(&s->m);
+}
+
+static void write_page(Snapshot *s, size_t page)
+{
+    qatomic_set(s->m.host + page * PAGE_SIZE, 0xff);
+}
+
+/* What nobody writes is never split, however small the scanner's share */
+static void test_scan(const void *ops)
+{
+    size_t left;
+    Snapshot s;
+
+    /* Half of the slots, which is what the scanner gets, are a huge page */
+    if (!begin(&s, ops, 1024)) {
+        return;
+    }
+    for (left = s.num_huge; left; left--) {
+        g_assert_true(snapshot_ram_scan(s.t->ram));
+        g_assert_false(snapshot_ram_scan(s.t->ram));
+        /* A little room is not enough for it */
+        g_assert_cmpuint(test_ram_drain(s.t, false), ==, 64);
+        g_assert_cmpint(snapshot_ram_scan(s.t->ram), ==, false);
+        while (test_ram_drain(s.t, false)) {
+            ;
+        }
+        g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge);
+    }
+    test_ram_save(s.t, 0);
+    test_ram_check(s.t);
+    g_assert_cmpuint(test_ram_stats(s.t).huge_split, ==, 0);
+    g_assert_false(snapshot_ram_mend(s.t->ram));
+    end(&s);
+}
+
+/* What a write splits is saved as a whole and mended while others are armed */
+static void test_mend(const void *ops)
+{
+    Snapshot s;
+
+    if (!begin(&s, ops, 2048)) {
+        return;
+    }
+    write_page(&s, 600);
+    g_assert_cmpuint(test_ram_stats(s.t).huge_split, ==, 1);
+    g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge - 1);
+    write_page(&s, 700);
+    g_assert_cmpuint(test_ram_stats(s.t).huge_split, ==, 1);
+
+    g_assert_true(snapshot_ram_mend(s.t->ram));
+    g_assert_false(snapshot_ram_mend(s.t->ram));
+    g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge);
+    g_assert_cmpuint(test_ram_stats(s.t).huge_mended, ==, 1);
+    g_assert_cmpuint(test_ram_stats(s.t).scan_pages +
+                     test_ram_stats(s.t).fault_pages, ==, 512);
+    g_assert_cmpuint(test_ram_stats(s.t).faults, ==, 2);
+    /* Nobody is stopped there any more, but elsewhere */
+    write_page(&s, 800);
+    g_assert_cmpuint(test_ram_stats(s.t).faults, ==, 2);
+    write_page(&s, 100);
+    g_assert_cmpuint(test_ram_stats(s.t).faults, ==, 3);
+
+    test_ram_save(s.t, 0);
+    test_ram_check(s.t);
+    end(&s);
+}
+
+/* Without room in the buffer, it is mended when the scanner has been there */
+static void test_mend_later(const void *ops)
+{
+    g_autofree uint32_t *held = g_new(uint32_t, 1900);
+    bool waited = false;
+    Snapshot s;
+
+    if (!begin(&s, ops, 2048)) {
+        return;
+    }
+    g_assert_cmpuint(page_buffer_take(s.t->buffer, held, 1900, 1900, true, 0,
+                                      &waited), ==, 1900);
+    write_page(&s, 600);
+    g_assert_false(snapshot_ram_mend(s.t->ram));
+    g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge - 1);
+    page_buffer_give(s.t->buffer, held, 1900);
+
+    test_ram_save(s.t, 0);
+    test_ram_check(s.t);
+    g_assert_true(snapshot_ram_mend(s.t->ram));
+    g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge);
+    end(&s);
+}
+
+/* After the snapshot, also one that failed; and by the next one */
+static void test_mend_rest(const void *ops)
+{
+    Snapshot s;
+    TestRAM *next;
+
+    if (!begin(&s, ops, 2048)) {
+        return;
+    }
+    write_page(&s, 600);
+    snapshot_ram_stop(s.t->ram);
+    g_assert_false(snapshot_ram_mend_wait(s.t->ram));
+    snapshot_ram_close(s.t->ram);
+    g_assert_cmpuint(snapshot_ram_mend_rest(s.t->ram), ==, 1);
+
+    next = test_ram_new(2048, true, LONG_MS);
+    test_ram_add(next, s.m.host, s.m.num_pages, PAGE_SIZE, true);
+    test_ram_arm(next, ops);
+    g_assert_false(snapshot_ram_mend(next->ram));
+    snapshot_ram_inherit(next->ram, s.t->ram);
+    g_assert_true(snapshot_ram_mend(next->ram));
+    g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge);
+    test_ram_save(next, 0);
+    test_ram_check(next);
+    test_ram_free(next);
+
+    /* It is huge already, which is as good */
+    g_assert_true(snapshot_ram_mend(s.t->ram));
+    g_assert_cmpuint(snapshot_ram_mend_rest(s.t->ram), ==, 0);
+    end(&s);
+}
+
+/* What was discarded does not come back by being mended */
+static void test_discarded(const void *ops)
+{
+    size_t before;
+    Snapshot s;
+
+    if (!begin(&s, ops, 2048)) {
+        return;
+    }
+    snapshot_ram_release(s.t->ram, s.m.host + 600 * PAGE_SIZE, 8 * PAGE_SIZE);
+    madvise(s.m.host + 600 * PAGE_SIZE, 8 * PAGE_SIZE, MADV_DONTNEED);
+    before = memory_allocated(&s.m);
+    while (snapshot_ram_mend(s.t->ram)) {
+        ;
+    }
+    test_ram_save(s.t, 0);
+    test_ram_check(s.t);
+    snapshot_ram_stop(s.t->ram);
+    snapshot_ram_close(s.t->ram);
+    snapshot_ram_mend_rest(s.t->ram);
+    while (snapshot_ram_mend(s.t->ram)) {
+        ;
+    }
+    g_assert_cmpuint(memory_allocated(&s.m), ==, before);
+    g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge - 1);
+    end(&s);
+}
+
+static const struct {
+    const char *name;
+    GTestDataFunc fn;
+} cases[] = {
+    { "scan", test_scan },
+    { "mend", test_mend },
+    { "mend-later", test_mend_later },
+    { "mend-rest", test_mend_rest },
+    { "discarded", test_discarded },
+};
+
+int main(int argc, char **argv)
+{
+    const WriteTrapOps *const *trap;
+    size_t i;
+
+    g_test_init(&argc, &argv, NULL);
+    for (trap = real_traps; *trap; trap++) {
+        bool available = real_trap_available(*trap, NULL);
+
+        for (i = 0; i < ARRAY_SIZE(cases); i++) {
+            g_autofree char *path =
+                g_strdup_printf("/snapshot-ram/huge/%s/%s", (*trap)->name,
+                                cases[i].name);
+
+            g_test_add_data_func(path, *trap, available ? cases[i].fn
+                                                        : real_trap_skip);
+        }
+    }
+    return g_test_run();
+}

@@ -1,0 +1,167 @@
+/*
+ * Unit tests for the RAM of a background snapshot: memory that does not exist
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Copyright (c) 2026 the background-snapshot authors
+ */
+#include "qemu/osdep.h"
+#include <sys/mman.h>
+#include "qapi/error.h"
+#include "qemu/atomic.h"
+#include "qemu/bitmap.h"
+#include "qemu/units.h"
+#include "fake-write-trap.h"
+#include "snapshot-ram-helpers.h"
+
+#define LONG_MS 60000
+
+/* 64 MiB, aligned to huge pages */
+#define NUM_PAGES (16 * KiB)
+
+static uint8_t *map_untouched(void)
+{
+    return qemu_anon_ram_alloc(NUM_PAGES * PAGE_SIZE, NULL, false, true);
+}
+
+static size_t count_existing(const uint8_t *host)
+{
+    g_autofree unsigned char *in_core = g_malloc(NUM_PAGES);
+    size_t i, count = 0;
+
+    g_assert_cmpint(mincore((void *)host, NUM_PAGES * PAGE_SIZE, in_core), ==,
+                    0);
+    for (i = 0; i < NUM_PAGES; i++) {
+        count += in_core[i] & 1;
+    }
+    return count;
+}
+
+/* The same as test_ram_arm(), which reads all to compare with it */
+static void arm(TestRAM *t, TestBlock *b, const WriteTrapOps *trap)
+{
+    b->expected = g_malloc0(NUM_PAGES * PAGE_SIZE);
+    snapshot_ram_set_trap(t->ram, trap, &error_abort);
+    snapshot_ram_arm(t->ram, &error_abort);
+}
+
+/* Nothing is read, nor copied, and one slot does for very many pages */
+static void test_scan(void)
+{
+    uint8_t *host = map_untouched();
+    TestRAM *t = test_ram_new(128, false, LONG_MS);
+    TestBlock *b = test_ram_add(t, host, NUM_PAGES, PAGE_SIZE, true);
+
+    host[5000 * PAGE_SIZE] = 1;
+    arm(t, b, &fake_trap_ops);
+    b->expected[5000 * PAGE_SIZE] = 1;
+    test_ram_save(t, 0);
+    test_ram_check(t);
+    g_assert_cmpuint(test_ram_stats(t).untouched_pages, ==, NUM_PAGES - 1);
+    g_assert_cmpuint(t->saved_zero, ==, NUM_PAGES - 1);
+    g_assert_cmpuint(page_buffer_peak(t->buffer), ==, 64);
+    g_assert_cmpuint(count_existing(host), ==, 1);
+    g_assert_cmpuint(fake_trap.num_armed, ==, 0);
+    g_assert_cmpuint(fake_trap.twice, ==, 0);
+    test_ram_free(t);
+    qemu_anon_ram_free(host, NUM_PAGES * PAGE_SIZE);
+}
+
+/* What the trap leaves alone is written at will, and is zero in the image */
+static void test_not_armed(void)
+{
+    uint8_t *host = map_untouched();
+    TestRAM *t = test_ram_new(128, true, LONG_MS);
+    TestBlock *b = test_ram_add(t, host, NUM_PAGES, PAGE_SIZE, true);
+    size_t page;
+
+    memset(host + 100 * PAGE_SIZE, 1, PAGE_SIZE);
+    arm(t, b, &fake_trap_existing_ops);
+    memset(b->expected + 100 * PAGE_SIZE, 1, PAGE_SIZE);
+    for (page = 101; page < NUM_PAGES; page += 7) {
+        host[page * PAGE_SIZE] = 2;
+    }
+    test_ram_save(t, 0);
+    test_ram_check(t);
+    /* It is called for what exists, and what lies around that */
+    g_assert_cmpint(fake_trap.releases, ==, 1);
+    g_assert_cmpuint(test_ram_stats(t).untouched_pages, ==, NUM_PAGES - 1);
+    test_ram_free(t);
+    qemu_anon_ram_free(host, NUM_PAGES * PAGE_SIZE);
+}
+
+/* A write, or a call for many, where the trap stops them as well */
+static void test_write(void)
+{
+    uint8_t *host = map_untouched();
+    TestRAM *t = test_ram_new(128, true, LONG_MS);
+    TestBlock *b = test_ram_add(t, host, NUM_PAGES, PAGE_SIZE, true);
+
+    host[100 * PAGE_SIZE] = 1;
+    arm(t, b, &fake_trap_ops);
+    b->expected[100 * PAGE_SIZE] = 1;
+
+    /* The huge page that may come to be there, and it takes a slot */
+    g_assert_true(fake_write(host + 1000 * PAGE_SIZE));
+    g_assert_true(fake_trap.last_host == host + 2 * MiB);
+    g_assert_cmpuint(fake_trap.last_size, ==, 2 * MiB);
+    g_assert_cmpuint(test_ram_stats(t).fault_pages, ==, 512);
+    /* Where there is anything, it is the neighbourhood as ever */
+    g_assert_true(fake_write(host + 200 * PAGE_SIZE));
+    g_assert_cmpuint(fake_trap.last_size, ==, 16 * PAGE_SIZE);
+    while (test_ram_drain(t, false)) {
+        ;
+    }
+
+    snapshot_ram_release(t->ram, host + 1025 * PAGE_SIZE, 5000 * PAGE_SIZE);
+    g_assert_cmpuint(test_ram_stats(t).fault_pages, ==, 512 + 16 + 5000);
+    g_assert_false(fake_armed(host + 1025 * PAGE_SIZE));
+    g_assert_false(fake_armed(host + 6024 * PAGE_SIZE));
+    g_assert_true(fake_armed(host + 6025 * PAGE_SIZE));
+    g_assert_cmpuint(count_existing(host), ==, 1);
+
+    test_ram_save(t, 0);
+    test_ram_check(t);
+    g_assert_cmpuint(fake_trap.twice, ==, 0);
+    test_ram_free(t);
+    qemu_anon_ram_free(host, NUM_PAGES * PAGE_SIZE);
+}
+
+/* Each page is saved once, whoever comes across a part of a run */
+static void test_claimed(void)
+{
+    uint8_t *host = map_untouched();
+    TestRAM *t = test_ram_new(128, true, LONG_MS);
+    TestBlock *b = test_ram_add(t, host, NUM_PAGES, PAGE_SIZE, true);
+    size_t page;
+
+    bitmap_clear(b->save, 3000, 77);
+    host[0] = 1;
+    arm(t, b, &fake_trap_ops);
+    b->expected[0] = 1;
+    /* So many that the slots for a run do not suffice */
+    for (page = 513; page < NUM_PAGES; page += 3) {
+        host[page * PAGE_SIZE] = 0;
+    }
+    for (page = 1000; page < 4000; page += 2) {
+        snapshot_ram_release(t->ram, host + page * PAGE_SIZE, 1);
+        test_ram_drain(t, false);
+    }
+    test_ram_save(t, 0);
+    test_ram_check(t);
+    g_assert_cmpuint(t->saved, ==, NUM_PAGES - 77);
+    g_assert_cmpuint(fake_trap.num_armed, ==, 0);
+    g_assert_cmpuint(fake_trap.twice, ==, 0);
+    test_ram_free(t);
+    qemu_anon_ram_free(host, NUM_PAGES * PAGE_SIZE);
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/snapshot-ram/untouched/scan", test_scan);
+    g_test_add_func("/snapshot-ram/untouched/not-armed", test_not_armed);
+    g_test_add_func("/snapshot-ram/untouched/write", test_write);
+    g_test_add_func("/snapshot-ram/untouched/claimed", test_claimed);
+    return g_test_run();
+}
