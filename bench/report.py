@@ -18,15 +18,15 @@ Medians of the rounds' figures, below them the lowest and the highest; in
 brackets the ratio to stock.
 
 Unless they say otherwise, figures are of the time of the snapshot and of some
-50 ms around it.  A trapped write took {SLOW_NS / 1000:g} us or more and was the first such to
-its page; "by chance" is how many there would be at the rate of the time
-before.  "Speed kept" is writes a second by those before; "usually": the median
-of tenths of a second; "after": in the second that ends then.  Operations are
-by those of the {BEFORE_S} seconds before, "after" in the five seconds that end then.
-"Freeze, guest" is how long the writing program stood still around the stop, by
-the host's clock, with an error of up to 1 ms.  RAM of QEMU is anonymous memory
-of the host, "more" is above what it was before; huge pages are those of the
-guest's RAM.
+50 ms around it.  A trapped write took {SLOW_NS / 1000:g} us or more and was
+the first such to its page; "by chance" is how many there would be at the rate
+of the time before.  "Speed kept" is writes a second by those before; "usually":
+the median of tenths of a second; "after": in the second that ends then.
+Operations are by those of the {BEFORE_S} seconds before, "after" in the five
+seconds that end then.  "Freeze, guest" is how long the writing program stood
+still around the stop, by the host's clock, with an error of up to 1 ms.  RAM of
+QEMU is anonymous memory of the host, "more" is above what it was before; huge
+pages are those of the guest's RAM.
 '''
 
 
