@@ -66,6 +66,8 @@ class Variant:
     trap: Optional[str] = None
 
 
+# TCG has translated the database after 3 to 5 seconds of it.
+WARM_S = 11
 ROWS = [
     Row('paced-slow-sink', '2,000 random page writes a second, 60 MB/s',
         Writer(rate=2000), sink_mb_s=60),
@@ -86,9 +88,9 @@ ROWS = [
     Row('touched-256m-of-16g', '256 MiB of 16 GiB touched, the same',
         Writer(rate=100, area_mb=256), ram_mb=16384, after_s=6),
     Row('database-slow-sink', 'SQLite commits, 512 MiB of cached data, '
-        '60 MB/s', Database(), sink_mb_s=60, before_s=6, after_s=11),
+        '60 MB/s', Database(), sink_mb_s=60, before_s=WARM_S, after_s=11),
     Row('database-fast-file', 'SQLite commits, 512 MiB of cached data, file '
-        'in the page cache', Database(), before_s=6, after_s=11),
+        'in the page cache', Database(), before_s=WARM_S, after_s=11),
     Row('keyvalue-slow-sink', 'key-value operations on 512 MiB, 60 MB/s',
         KeyValue(), sink_mb_s=60, before_s=6, after_s=11),
     Row('keyvalue-fast-file', 'key-value operations on 512 MiB, file in the '
