@@ -24,6 +24,7 @@
 #include "host-pages.h"
 #include "options.h"
 #include "ram.h"
+#include "savevm.h"
 #include "snapshot-ram.h"
 
 /*
@@ -136,9 +137,17 @@ static bool check_guest_memfd(Error **errp)
     return true;
 }
 
-/* Are all writers of guest RAM such that some trap sees them? */
-static bool check_writers(Error **errp)
+/* Can all be saved, and does some trap see all writers of guest RAM? */
+static bool check_vm(Error **errp)
 {
+    const char *handler = qemu_savevm_other_live_handler();
+
+    if (handler) {
+        error_setg(errp, "'%s' can only be saved bit by bit while it changes, "
+                   "not as it was at one moment; stop the VM and migrate it "
+                   "without background-snapshot instead", handler);
+        return false;
+    }
     if (!tcg_enabled() && !qtest_enabled() && !kvm_enabled()) {
         error_setg(errp, "There is no write trap for this accelerator");
         return false;
@@ -248,7 +257,7 @@ const WriteTrapOps *background_snapshot_choose_trap(Error **errp)
     g_autoptr(GString) reasons = g_string_new(NULL);
     size_t i;
 
-    if (!check_writers(errp)) {
+    if (!check_vm(errp)) {
         error_prepend(errp, "Background-snapshot is not possible: ");
         return NULL;
     }
@@ -287,7 +296,7 @@ SnapshotWriteTrapInfoList *qmp_query_snapshot_write_traps(Error **errp)
         Error *err = NULL;
 
         info->trap = traps[i].name;
-        info->available = check_writers(&err) &&
+        info->available = check_vm(&err) &&
                           check_trap(traps[i].ops, &err);
         if (err) {
             info->reason = g_strdup(error_get_pretty(err));

@@ -258,7 +258,11 @@ static void background_snapshot_inherit(BackgroundSnapshot *bs)
     }
 }
 
-/* Fill the table with all RAM that the stream's setup section announced */
+/*
+ * Fill the table with all RAM that the stream's setup section announced, before
+ * the BQL is let go: after that a block's owner may be unplugged, and then it
+ * is too late for a reference.
+ */
 static bool background_snapshot_add_blocks(BackgroundSnapshot *bs,
                                            Error **errp)
 {
@@ -327,8 +331,7 @@ static bool background_snapshot_prepare(BackgroundSnapshot *bs, Error **errp)
         .urgent = bql_locked,
         .urgent_limit_ms = BQL_STALL_LIMIT_MS,
     });
-    return background_snapshot_add_blocks(bs, errp) &&
-           snapshot_ram_set_trap(bs->ram, snapshot_trap, errp);
+    return true;
 }
 
 /* Arm all write traps.  The VM is stopped. */
@@ -495,10 +498,46 @@ int background_snapshot_save_ram(QEMUFile *f)
     return ret;
 }
 
+static bool background_snapshot_check_file(QEMUFile *f, Error **errp)
+{
+    ERRP_GUARD();
+    int ret = qemu_file_get_error_obj(f, errp);
+
+    if (ret < 0 && !*errp) {
+        error_setg_errno(errp, -ret, "Cannot write the image");
+    }
+    return ret == 0;
+}
+
+/*
+ * Write the header and the setup sections.  They go through the buffer @fb,
+ * since the destination may take its time, and that without the BQL.
+ */
+static bool background_snapshot_save_setup(MigrationState *s, QEMUFile *fb,
+                                           BackgroundSnapshot *bs,
+                                           Error **errp)
+{
+    bool ok;
+
+    bql_lock();
+    qemu_savevm_state_header(fb);
+    ok = qemu_savevm_state_setup(fb, errp) == 0 &&
+         background_snapshot_add_blocks(bs, errp);
+    bql_unlock();
+    if (!ok) {
+        return false;
+    }
+
+    qemu_fflush(fb);
+    qemu_put_buffer(s->to_dst_file, s->bioc->data, s->bioc->usage);
+    qemu_fflush(s->to_dst_file);
+    s->bioc->usage = s->bioc->offset = 0;
+    return background_snapshot_check_file(s->to_dst_file, errp);
+}
+
 /* Write all of the image but the header and the setup sections */
 static bool background_snapshot_save(MigrationState *s, Error **errp)
 {
-    ERRP_GUARD();
     QEMUFile *f = s->to_dst_file;
     const char *failure;
     int ret = 0;
@@ -518,11 +557,7 @@ static bool background_snapshot_save(MigrationState *s, Error **errp)
         error_setg(errp, "Background snapshot failed: %s", failure);
         return false;
     }
-    ret = qemu_file_get_error_obj(f, errp);
-    if (ret < 0 && !*errp) {
-        error_setg_errno(errp, -ret, "Cannot write the image");
-    }
-    return ret == 0;
+    return background_snapshot_check_file(f, errp);
 }
 
 static void *background_snapshot_thread(void *opaque)
@@ -550,31 +585,39 @@ static void *background_snapshot_thread(void *opaque)
         error_setg(&err, "Background-snapshot is not possible over RDMA");
         ok = false;
     } else {
-        bql_lock();
-        snapshot_preparing = true;
-        qemu_savevm_state_header(s->to_dst_file);
-        ok = qemu_savevm_state_setup(s->to_dst_file, &err) == 0;
-        bql_unlock();
+        ok = background_snapshot_prepare(bs, &err) &&
+             background_snapshot_save_setup(s, fb, bs, &err);
     }
 
     qemu_savevm_wait_unplug(s, MIGRATION_STATUS_SETUP,
                             MIGRATION_STATUS_ACTIVE);
     s->setup_time = qemu_clock_get_ms(QEMU_CLOCK_HOST) - setup_start;
 
-    ok = ok && background_snapshot_prepare(bs, &err);
-    if (ok && not_cancelled()) {
+    bql_lock();
+    snapshot_preparing = true;
+    bql_unlock();
+    ok = ok && snapshot_ram_set_trap(bs->ram, snapshot_trap, &err);
+    if (ok) {
         bql_lock();
-        ok = background_snapshot_freeze(s, fb, bs, &err);
+        /* With the BQL nobody cancels: what is frozen will be resumed */
+        ok = not_cancelled() && background_snapshot_freeze(s, fb, bs, &err);
         snapshot_preparing = false;
         bql_unlock();
         ok = ok && background_snapshot_save(s, &err);
     }
     background_snapshot_end(bs);
 
+    if (!ok && !err) {
+        error_setg(&err, "Cannot save the VM");
+    }
+    /*
+     * Here, as what takes the image may go on for long after its end.  The VM
+     * runs meanwhile, and the user can cancel.
+     */
+    ok = snapshot_channel_finish(qemu_file_get_ioc(s->to_dst_file),
+                                 ok && not_cancelled(), ok ? &err : NULL) &&
+         ok;
     if (!ok && not_cancelled()) {
-        if (!err) {
-            error_setg(&err, "Cannot save the VM");
-        }
         migrate_set_error(s, err);
     }
     error_free(err);

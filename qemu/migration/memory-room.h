@@ -20,6 +20,7 @@
 uint64_t memory_room(void);
 
 /* The same for what the files in place of these two tell; for tests */
-uint64_t memory_room_at(const char *proc_self_cgroup, const char *sys_fs_cgroup);
+uint64_t memory_room_at(const char *proc_self_cgroup,
+                        const char *sys_fs_cgroup);
 
 #endif

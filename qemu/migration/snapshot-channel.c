@@ -15,6 +15,10 @@
 #include "io/channel-command.h"
 #include "snapshot-channel.h"
 
+/* For a command that is to end: from SIGTERM to SIGKILL, and between looks */
+#define COMMAND_GRACE_US (1 * G_USEC_PER_SEC)
+#define COMMAND_POLL_US (10 * 1000)
+
 #define TYPE_SNAPSHOT_CHANNEL "snapshot-channel"
 OBJECT_DECLARE_SIMPLE_TYPE(SnapshotChannel, SNAPSHOT_CHANNEL)
 
@@ -25,6 +29,7 @@ struct SnapshotChannel {
     /* Where the writing thread waits for @inner or for the shutdown */
     GMainContext *context;
     bool shutdown;
+    bool closed;
 };
 
 QIOChannel *snapshot_channel_new(QIOChannel *ioc)
@@ -107,25 +112,59 @@ static int snapshot_channel_shutdown(QIOChannel *ioc, QIOChannelShutdown how,
 }
 
 #ifndef _WIN32
-/* The same as the command's own close, but a command that fails is an error */
-static int snapshot_channel_close_command(QIOChannelCommand *command,
-                                          bool terminate, Error **errp)
+static void snapshot_channel_close_fds(QIOChannelCommand *command)
 {
-    int status;
-
-    close(command->writefd);
+    if (command->writefd != -1) {
+        close(command->writefd);
+    }
     if (command->readfd != -1 && command->readfd != command->writefd) {
         close(command->readfd);
     }
     command->readfd = command->writefd = -1;
-    if (terminate) {
-        kill(command->pid, SIGTERM);
+}
+
+/*
+ * The command has the whole image, and is waited for, until a shutdown.  Then
+ * all processes of its session are ended, before they can see the image end,
+ * which they would take for whole.
+ */
+static int snapshot_channel_close_command(SnapshotChannel *sc,
+                                          QIOChannelCommand *command,
+                                          Error **errp)
+{
+    const pid_t group = -command->pid;
+    int64_t kill_time = 0;
+    bool killed = false;
+    int status = 0;
+    int ret = 0;
+
+    for (;;) {
+        if (!kill_time && qatomic_read(&sc->shutdown)) {
+            kill(group, SIGTERM);
+            kill_time = g_get_monotonic_time() + COMMAND_GRACE_US;
+        } else if (!kill_time) {
+            snapshot_channel_close_fds(command);
+        } else if (!killed && g_get_monotonic_time() > kill_time) {
+            kill(group, SIGKILL);
+            killed = true;
+        }
+
+        if (ret == 0) {
+            ret = RETRY_ON_EINTR(waitpid(command->pid, &status, WNOHANG));
+        }
+        /* If others of the group are left, its number is not used again */
+        if (ret != 0 && (!kill_time || killed || kill(group, 0) < 0)) {
+            break;
+        }
+        g_usleep(COMMAND_POLL_US);
     }
-    if (RETRY_ON_EINTR(waitpid(command->pid, &status, 0)) < 0) {
-        error_setg_errno(errp, errno, "Cannot wait for the command");
+    snapshot_channel_close_fds(command);
+    command->pid = -1;
+
+    if (ret < 0) {
+        error_setg(errp, "Cannot wait for the command");
         return -1;
     }
-    command->pid = -1;
     if (!WIFEXITED(status) || WEXITSTATUS(status)) {
         error_setg(errp, "The command has failed");
         return -1;
@@ -137,21 +176,36 @@ static int snapshot_channel_close_command(QIOChannelCommand *command,
 static int snapshot_channel_close(QIOChannel *ioc, Error **errp)
 {
     SnapshotChannel *sc = SNAPSHOT_CHANNEL(ioc);
-
 #ifndef _WIN32
     QIOChannelCommand *command =
         (QIOChannelCommand *)object_dynamic_cast(OBJECT(sc->inner),
                                                  TYPE_QIO_CHANNEL_COMMAND);
+#endif
 
+    if (sc->closed) {
+        return 0;
+    }
+    sc->closed = true;
+
+#ifndef _WIN32
     if (command) {
-        return snapshot_channel_close_command(command,
-                                              qatomic_read(&sc->shutdown),
-                                              errp);
+        return snapshot_channel_close_command(sc, command, errp);
     }
 #endif
     /* Others may have the same file open */
     qio_channel_set_blocking(sc->inner, true, NULL);
     return qio_channel_close(sc->inner, errp);
+}
+
+bool snapshot_channel_finish(QIOChannel *ioc, bool whole, Error **errp)
+{
+    if (!object_dynamic_cast(OBJECT(ioc), TYPE_SNAPSHOT_CHANNEL)) {
+        return true;
+    }
+    if (!whole) {
+        qio_channel_shutdown(ioc, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
+    }
+    return qio_channel_close(ioc, errp) == 0;
 }
 
 /* For its user the channel always blocks */

@@ -115,7 +115,7 @@ static inline bool unit_test(const unsigned long *map, size_t unit)
     return qatomic_read(&map[BIT_WORD(unit)]) & BIT_MASK(unit);
 }
 
-/* The units of a range where a huge page can be, or of what a block has of it */
+/* The units of a range where a huge page can be, as far as a block has them */
 static inline size_t huge_first(const SnapshotRAM *s, const SnapshotBlock *b,
                                 size_t range)
 {

@@ -162,8 +162,8 @@ static void test_try_take(void)
     n = page_buffer_try_take(pb, slots, 1, 10, half);
     g_assert_cmpuint(n, ==, 10);
     /* Not enough above the mark */
-    g_assert_cmpuint(page_buffer_try_take(pb, slots + n, half - 9, half, half), ==,
-                     0);
+    g_assert_cmpuint(page_buffer_try_take(pb, slots + n, half - 9, half, half),
+                     ==, 0);
     n += page_buffer_try_take(pb, slots + n, 1, NUM_SLOTS - n, half);
     g_assert_cmpuint(n, ==, half);
     g_assert_cmpuint(page_buffer_try_take(pb, slots, 1, 1, half), ==, 0);
@@ -178,8 +178,8 @@ static void test_try_take(void)
 
     /* Who needs more than half gets it from an empty buffer only */
     page_buffer_give(pb, slots, n - 1);
-    g_assert_cmpuint(page_buffer_try_take(pb, slots, half + 1, NUM_SLOTS, half), ==,
-                     0);
+    g_assert_cmpuint(page_buffer_try_take(pb, slots, half + 1, NUM_SLOTS, half),
+                     ==, 0);
     page_buffer_give(pb, slots + n - 1, 1);
     n = page_buffer_try_take(pb, slots, half + 1, NUM_SLOTS, half);
     g_assert_cmpuint(n, ==, half + 1);
@@ -383,7 +383,8 @@ static void test_peak(void)
     take_one_by_one(pb, slots, 5);
     g_assert_cmpuint(page_buffer_peak(pb), ==, 5);
     page_buffer_queue(pb, slots, 5);
-    g_assert_cmpuint(page_buffer_try_take(pb, slots + 5, 1, 15, NUM_SLOTS / 2), ==, 15);
+    g_assert_cmpuint(page_buffer_try_take(pb, slots + 5, 1, 15, NUM_SLOTS / 2),
+                     ==, 15);
     g_assert_cmpuint(page_buffer_peak(pb), ==, 20);
 
     page_buffer_give(pb, slots + 5, 15);

@@ -5,7 +5,7 @@
  *
  * Copyright (c) 2026 the background-snapshot authors
  *
- * Each has a device with which others write guest RAM, unseen by QEMU.  It is
+ * Most have a device with which others write guest RAM, unseen by QEMU.  It is
  * plugged in when the capability is set already.
  */
 #include "qemu/osdep.h"
@@ -149,8 +149,24 @@ static void test_vhost_user(void)
     g_thread_join(backend);
 }
 
+/* The hash page table is saved while the VM runs, as RAM of live migrations */
+static void test_live_handler(void)
+{
+    QTestState *qts;
+
+    if (!qtest_has_machine("pseries")) {
+        g_test_skip("needs machine pseries");
+        return;
+    }
+    qts = qtest_init("-machine pseries");
+    snapshot_assert_capability_fails(qts, "'spapr/htab' can only be saved");
+    qtest_quit(qts);
+}
+
 void migration_test_add_background_snapshot_refusals(void)
 {
+    migration_test_add("/migration/background-snapshot/refusal/live-handler",
+                       test_live_handler);
     migration_test_add("/migration/background-snapshot/refusal/ivshmem",
                        test_ivshmem);
     migration_test_add("/migration/background-snapshot/refusal/vhost-user",

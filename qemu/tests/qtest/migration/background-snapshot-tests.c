@@ -388,9 +388,13 @@ void migration_test_add_background_snapshot(MigrationTestEnv *env)
                        test_cancel_command);
     migration_test_add("/migration/background-snapshot/fail", test_fail);
     migration_test_add("/migration/background-snapshot/second", test_second);
+    migration_test_add_background_snapshot_ends();
     migration_test_add_background_snapshot_guests();
     migration_test_add_background_snapshot_params();
     migration_test_add_background_snapshot_refusals();
+#ifdef CONFIG_TPM
+    migration_test_add_background_snapshot_tpm();
+#endif
     migration_test_add_background_snapshot_traps();
 
     if (!env->full_set) {

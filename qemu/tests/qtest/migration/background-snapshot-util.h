@@ -99,9 +99,11 @@ void snapshot_assert_error(QDict *error, const char *why);
 void snapshot_assert_migrate_fails(QTestState *who, const char *why);
 void snapshot_assert_capability_fails(QTestState *who, const char *why);
 
+void migration_test_add_background_snapshot_ends(void);
 void migration_test_add_background_snapshot_guests(void);
 void migration_test_add_background_snapshot_params(void);
 void migration_test_add_background_snapshot_refusals(void);
+void migration_test_add_background_snapshot_tpm(void);
 void migration_test_add_background_snapshot_traps(void);
 
 #endif
