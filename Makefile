@@ -15,8 +15,8 @@ QEMU := $(BUILD)/qemu-system-x86_64
 STOCK := $(BUILD)/stock/qemu-system-x86_64
 export BUILD QEMU_SRC JOBS QEMU STOCK
 
-.PHONY: all stock setup prepare series refresh lint bisect check check-kvm \
-	bench-kvm kernel demo bench clean help
+.PHONY: all stock setup prepare series refresh lint bisect check \
+	check-full check-kvm bench-kvm kernel demo bench clean help
 .NOTPARALLEL:
 
 all: prepare		## build QEMU with the series: $(BUILD)/qemu-system-x86_64
@@ -46,14 +46,17 @@ bisect: prepare		## build and unit-test every commit of the series
 check: setup		## all tests; the last line sums them up
 	@tools/check
 
-check-kvm: setup	## tests with KVM, in TCG guests whose kernels have patches/linux
+check-full: setup	## and those with a debugging kernel: some 15 minutes more
+	@tools/check --full
+
+check-kvm: setup	## tests with KVM with patches/linux, in TCG guests
 	@tools/check prepare build build-stock lab-setup kvm
 
 bench-kvm: setup	## what a stopped write costs with it, for each write trap
 	@tools/check prepare build build-stock lab-setup
 	@lab/nested/cost
 
-kernel:			## that kernel: $(BUILD)/linux/bzImage
+kernel:			## that KVM: modules for Debian's kernel, and for DKMS
 	@lab/setup
 	@lab/nested/build
 

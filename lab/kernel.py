@@ -10,15 +10,22 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
-from typing import Iterable, List
+from typing import Iterable, List, NamedTuple
 
 from . import env
+
+
+class Package(NamedTuple):
+    """A package of Debian's, of any version if none is given."""
+    name: str
+    version: str = ''
 
 
 class Kernel:
     """What @packages stand for, of which the first that apt knows is taken.
 
-    image: the ELF kernel; root: where the package is unpacked.
+    image: the ELF kernel; root: where the package is unpacked; package: what
+    it is, once it is there.
     """
 
     def __init__(self, folder: Path, *packages: str):
@@ -26,15 +33,21 @@ class Kernel:
         self.root = folder / 'kernel'
         self._folder = folder
         self._packages = packages
+        self._package = folder / 'package'
+
+    @property
+    def package(self) -> Package:
+        return Package(*self._package.read_text().split())
 
     def fetch(self) -> None:
         """Unpack it, once."""
-        if self.image.exists():
+        if self.image.exists() and self._package.exists():
             return
         shutil.rmtree(self.root, ignore_errors=True)
-        package = _image_package(self._packages)
+        package = Package(_image_package(self._packages))
         deb = download(package, self._folder / 'download')
         subprocess.run(['dpkg-deb', '-x', deb, self.root], check=True)
+        self._package.write_text(f'{package.name} {field(deb, "Version")}\n')
         shutil.rmtree(deb.parent)
         [image] = (self.root / 'boot').glob('vmlinuz-*')
         part = self.image.with_suffix('.part')
@@ -47,8 +60,8 @@ class Kernel:
         Names that are built into the kernel are left out; unknown ones raise.
         """
         [tree] = (self.root / 'lib' / 'modules').iterdir()
-        files = {_name(f): f for f in tree.rglob('*.ko*')}
-        builtin = {_name(Path(line)) for line
+        files = {module_name(f): f for f in tree.rglob('*.ko*')}
+        builtin = {module_name(Path(line)) for line
                    in (tree / 'modules.builtin').read_text().split()}
         ordered: List[Path] = []
 
@@ -61,7 +74,7 @@ class Kernel:
                               module_bytes(files[name]))
             for needed in found.group(1).decode().split(',') if found else ():
                 if needed:
-                    add(_name(Path(needed)))
+                    add(module_name(Path(needed)))
             ordered.append(files[name])
 
         for name in names:
@@ -72,19 +85,27 @@ class Kernel:
 GUEST = Kernel(env.LAB, 'linux-image-amd64')
 
 
-def download(package: str, folder: Path) -> Path:
-    """The file of Debian's package, in @folder; kept if it is there."""
-    found = list(folder.glob(f'{package}_*.deb'))
+def download(package: Package, folder: Path) -> Path:
+    """The file of Debian's package, alone in @folder; kept if it is there."""
+    wanted = f'{package.name}_{package.version or "*"}_*.deb'
+    found = list(folder.glob(wanted))
     if not found:
         part = folder.with_suffix('.part')
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         subprocess.run(['apt-get', '-qq', '-o', 'APT::Sandbox::User=root',
-                        'download', package], cwd=part, check=True)
+                        'download', '='.join(filter(None, package))],
+                       cwd=part, check=True)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
-        found = list(folder.glob('*.deb'))
+        found = list(folder.glob(wanted))
     return found[0]
+
+
+def field(deb: Path, name: str) -> str:
+    """What the file of a package says about itself."""
+    return subprocess.run(['dpkg-deb', '-f', deb, name], check=True,
+                          stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def _image_package(packages: Iterable[str]) -> str:
@@ -127,5 +148,5 @@ def module_bytes(path: Path) -> bytes:
     return lzma.decompress(data) if path.suffix == '.xz' else data
 
 
-def _name(path: Path) -> str:
+def module_name(path: Path) -> str:
     return path.name.split('.ko')[0].replace('-', '_')

@@ -16,6 +16,7 @@ from .vm import NestedHardware, NestedVM
 
 SKIPPED = 4  # how a selftest of the kernel says so
 QTEST_TIMEOUT = 400
+SIGNALS, SIGNAL_EXITS = 20, 'cat /sys/kernel/debug/kvm/signal_exits'
 IN_THREAD = ['uffd-signal', 'mprotect']
 TRAPS = [*IN_THREAD, 'uffd-thread']
 # How long a VM is paused, and what its clock must not jump by.
@@ -49,6 +50,23 @@ def selftest_skipped(scene: NestedScene) -> None:
                               'echo $?')
     if int(status) != SKIPPED:
         raise AssertionError(f'status {status}, expected {SKIPPED}: skipped')
+
+
+def counted_outside(scene: NestedScene) -> None:
+    """The kernel and our modules agree about the offsets in their structures.
+
+    What ends KVM_RUN for a signal is not part of the modules.
+    """
+    vm = scene.start(NestedHardware(vcpus=1))
+    vm.wait_boot(BOOT_TIMEOUT)
+    [before] = scene.host.run(SIGNAL_EXITS)
+    for _ in range(SIGNALS):
+        vm.qmp.cmd('stop')
+        vm.qmp.cmd('cont')
+    [after] = scene.host.run(SIGNAL_EXITS)
+    if int(after) - int(before) < SIGNALS // 2:
+        raise AssertionError(f'{after} exits for signals, {before} before '
+                             f'{SIGNALS} pauses')
 
 
 def log_is_read(scene: NestedScene) -> None:
@@ -266,6 +284,7 @@ def expect_failed(vm: NestedVM) -> None:
 CASES = [
     Case('selftest', ['patched', 'shadow', 'debug'], selftest),
     Case('selftest-skipped', ['control'], selftest_skipped),
+    Case('counted-outside', ['patched', 'control'], counted_outside),
     Case('qtest-auto', ['patched', 'control'], qtest('kvm/auto')),
     Case('qtest-mprotect', ['debug'], qtest('kvm/mprotect')),
     *(Case(f'qtest-{trap}', ['patched'], qtest(f'kvm/{trap}'), extra=True)

@@ -8,17 +8,21 @@ from typing import List
 
 from .. import env, guest
 from ..archive import PROGRAM, Archive
-from .kernel import DEBIAN, FOLDER, SELFTEST, vmlinux
+from . import modules
+from .kernel import DEBIAN, FOLDER
 
 HERE = Path(__file__).resolve().parent
-PATH = FOLDER / 'initrd'
+# For Debian's kernel with our KVM, the same with its own, the debugging kernel.
+PATCHED = FOLDER / 'initrd-patched'
 CONTROL = FOLDER / 'initrd-control'
+DEBUG = FOLDER / 'initrd-debug'
+MODULES = ['kvm_amd', 'virtio_pci', 'virtio_console', 'virtio_blk']
 # Programs in the host.
 OURS = Path('/bin/qemu-system-x86_64')
 STOCK = Path('/bin/stock-qemu-system-x86_64')
 QEMU_IMG = Path('/bin/qemu-img')
 KVM_ONLY = Path('/kvm-only/qemu-system-x86_64')
-# The nested guest: our kernel, which starts faster than Debian's.
+# The nested guest: Debian's kernel as well.
 KERNEL = Path('/guest/vmlinux')
 INITRD = Path('/guest/initrd')
 PROGRAMS = ['selfcheck', 'diskcheck']
@@ -33,17 +37,15 @@ FIRMWARE = {
 
 
 def build() -> None:
-    """Write PATH, for our kernels, and CONTROL, for Debian's.
-
-    Builds and fetches what is in them, but for our kernel.
-    """
-    DEBIAN.fetch()
+    """Write them; builds and fetches what is in them."""
+    modules.build()
     guest.build()
     for program in (KVM_WRITES, KVM_FAULTS):
         _build_bare(program.name)
-    _write(PATH, [])
-    _write(CONTROL, DEBIAN.modules(['kvm_amd', 'virtio_pci',
-                                    'virtio_console']))
+    debian = DEBIAN.modules(MODULES)
+    _write(PATCHED, modules.in_place(debian))
+    _write(CONTROL, debian)
+    _write(DEBUG, [])
 
 
 def _build_bare(name: str) -> None:
@@ -56,7 +58,7 @@ def _build_bare(name: str) -> None:
          '-o', FOLDER / name, HERE / f'{name}.c'], check=True)
 
 
-def _write(path: Path, modules: List[Path]) -> None:
+def _write(path: Path, loaded: List[Path]) -> None:
     files = Archive()
     for name in ('/proc', '/sys'):
         files.directory(name)
@@ -68,14 +70,15 @@ def _write(path: Path, modules: List[Path]) -> None:
             (env.qemu_img(env.STOCK), QEMU_IMG),
             (env.QEMU.parent / 'tests/qtest/migration-test',
              '/bin/migration-test'),
-            (SELFTEST, f'/bin/{SELFTEST.name}')):
+            (modules.SELFTEST, f'/bin/{modules.SELFTEST.name}')):
         files.program(program, str(name))
-    files.copy(vmlinux('patched'), str(KERNEL))
+    files.copy(DEBIAN.image, str(KERNEL))
     for program in (KVM_WRITES, KVM_FAULTS):
         files.copy(FOLDER / program.name, str(program))
-    files.file(str(INITRD), guest.initramfs(PROGRAMS, []))
+    files.file(str(INITRD), guest.initramfs(
+        PROGRAMS, DEBIAN.modules(['virtio_pci', 'virtio_blk'])))
     for folder, names in FIRMWARE.items():
         for name in names:
             files.copy(Path(folder) / name)
-    guest.add_modules(files, modules)
+    guest.add_modules(files, loaded)
     path.write_bytes(files.bytes())

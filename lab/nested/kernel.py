@@ -1,9 +1,6 @@
-"""Kernels for the nested lab, built from Debian's source with our patches.
+"""Debian's Linux for the nested lab, and what is built from its source.
 
-For each of VARIANTS, BUILD/linux holds the kernel as an ELF file, which QEMU
-starts without unpacking it; `patched` also leaves a bzImage and the selftest
-of the patches there.  Source and objects are removed after the build: the
-compiler's cache makes the next one short.
+All of BUILD/linux is of one version, that of the control.  Nothing is installed.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
@@ -12,122 +9,109 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, List
+from typing import Iterator
 
 from .. import env, kernel
 
-SOURCE_PACKAGE = 'linux-source-6.12'
-PATCHES = env.REPOSITORY / 'patches' / 'linux'
-HERE = Path(__file__).resolve().parent
+SOURCE = 'linux-source-6.12'
+PATCHES = sorted((env.REPOSITORY / 'patches' / 'linux').glob('*.patch'))
 FOLDER = env.BUILD / 'linux'
-BZIMAGE = FOLDER / 'bzImage'
-SELFTEST = FOLDER / 'memory_fault_denied_test'
-# What is configured, on top of `make allnoconfig`.
-VARIANTS: Dict[str, List[str]] = {
-    'patched': ['kernel.config'],
-    'debug': ['kernel.config', 'debug.config'],
-}
+DOWNLOADS = FOLDER / 'download'
+HEADERS = FOLDER / 'headers'
 # The control, without our patches.
 DEBIAN = kernel.Kernel(FOLDER / 'control', 'linux-image-6.12-amd64',
                        'linux-image-amd64')
 
 
 class BuildError(Exception):
-    """The kernel cannot be built; says why"""
+    """Something cannot be built; says why"""
 
 
-def vmlinux(variant: str) -> Path:
-    return FOLDER / f'vmlinux-{variant}'
+@contextmanager
+def outdated(name: str, *files: Path) -> Iterator[bool]:
+    """Is @name to be built: older than the kernel, the patches and @files?
 
-
-def build(*variants: str) -> None:
-    """Build what is missing or older than the patches and configurations."""
-    for variant in variants or VARIANTS:
-        stamp = FOLDER / f'{variant}.stamp'
-        digest = _digest(variant)
-        if stamp.exists() and stamp.read_text() == digest:
-            continue
-        stamp.unlink(missing_ok=True)
-        tree = _source()
-        objects = FOLDER / 'obj'
-        shutil.rmtree(objects, ignore_errors=True)
-        objects.mkdir()
-        _configure(tree, objects, VARIANTS[variant])
-        _make(tree, objects, 'vmlinux')
-        if variant == 'patched':
-            _make(tree, objects, 'bzImage')
-            shutil.copy(objects / 'arch/x86/boot/bzImage', BZIMAGE)
-            _build_selftest(tree, objects)
-        subprocess.run(['strip', '-o', vmlinux(variant), objects / 'vmlinux'],
-                       check=True)
-        shutil.rmtree(objects)
-        stamp.write_text(digest)
-    shutil.rmtree(FOLDER / 'src', ignore_errors=True)
-
-
-def _digest(variant: str) -> str:
-    state = hashlib.sha256()
-    for path in [*sorted(PATCHES.glob('*.patch')), Path(__file__),
-                 *(HERE / name for name in VARIANTS[variant])]:
+    It is up to date once the block is left.
+    """
+    DEBIAN.fetch()
+    state = hashlib.sha256(' '.join(DEBIAN.package).encode())
+    for path in [*PATCHES, Path(__file__), *files]:
         state.update(path.read_bytes())
-    return state.hexdigest()
+    stamp = FOLDER / f'{name}.stamp'
+    if stamp.exists() and stamp.read_text() == state.hexdigest():
+        yield False
+        return
+    stamp.unlink(missing_ok=True)
+    yield True
+    stamp.write_text(state.hexdigest())
 
 
-def _source() -> Path:
-    """The patched source; unpacked once in a build."""
+@contextmanager
+def source() -> Iterator[Path]:
+    """The kernel's source with our patches, for as long as it is needed."""
     folder = FOLDER / 'src'
-    tree = folder / SOURCE_PACKAGE
-    done = folder / 'patched'
-    if done.exists():
-        return tree
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    deb = kernel.download(SOURCE_PACKAGE, FOLDER / 'download')
-    subprocess.run(['dpkg-deb', '-x', deb, folder / 'deb'], check=True)
-    subprocess.run(['tar', '-xf',
-                    folder / f'deb/usr/src/{SOURCE_PACKAGE}.tar.xz'],
+    _unpack(SOURCE, folder / 'deb')
+    subprocess.run(['tar', '-xf', f'deb/usr/src/{SOURCE}.tar.xz'],
                    cwd=folder, check=True)
-    for patch in sorted(PATCHES.glob('*.patch')):
+    for patch in PATCHES:
         subprocess.run(['patch', '-s', '-p1', '--batch', '--fuzz=0',
-                        '-i', patch], cwd=tree, check=True)
-    done.touch()
+                        '-i', patch], cwd=folder / SOURCE, check=True)
+    yield folder / SOURCE
+    shutil.rmtree(folder)
+
+
+def headers() -> Path:
+    """A directory in HEADERS: `make -C` of it builds modules for the kernel."""
+    shutil.rmtree(HEADERS, ignore_errors=True)
+    package = DEBIAN.package.name.replace('-image-', '-headers-', 1)
+    deb = _unpack(package, HEADERS)
+    for needed in re.findall(r'linux-(?:headers|kbuild)-[^ ,]+',
+                             kernel.field(deb, 'Depends')):
+        _unpack(needed, HEADERS)
+    tree = HEADERS / 'usr/src' / package
+    makefile = tree / 'Makefile'
+    makefile.write_text(makefile.read_text().replace('/usr/src',
+                                                     f'{HEADERS}/usr/src'))
+    # Only for type information, which takes another program.
+    (tree / 'vmlinux').unlink(missing_ok=True)
     return tree
 
 
-def _configure(tree: Path, objects: Path, names: List[str]) -> None:
-    """Configure; an option that the kernel does not take is an error."""
-    wanted = ''.join((HERE / name).read_text() for name in names)
-    given = objects / 'given.config'
-    given.write_text(wanted)
-    _make(tree, objects, f'KCONFIG_ALLCONFIG={given}', 'allnoconfig')
-    taken = set((objects / '.config').read_text().split('\n'))
-    missing = [line for line in re.findall(r'^CONFIG_\w+=.*', wanted, re.M)
-               if line not in taken]
-    if missing:
-        raise BuildError(f'the kernel does not take {", ".join(missing)}')
+def release() -> str:
+    """As `uname -r` says, without the flavour: 6.12.9+deb12."""
+    return DEBIAN.package.name.split('-')[2]
 
 
-def _make(tree: Path, objects: Path, *arguments: str) -> None:
+def make(folder: Path, *arguments: str) -> None:
     jobs = os.environ.get('JOBS') or str(os.cpu_count())
     log = FOLDER / 'build.log'
     with log.open('wb') as output:
         done = subprocess.run(
-            ['make', '-s', '-C', tree, f'O={objects}', f'-j{jobs}',
-             'CC=ccache gcc', *arguments], stdin=subprocess.DEVNULL,
-            stdout=output, stderr=output, env={
+            ['make', '-s', '-C', folder, f'-j{jobs}', *arguments],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={
                 **os.environ, 'CCACHE_BASEDIR': str(FOLDER),
                 'CCACHE_NOHASHDIR': '1',
+                # For Debian's headers.
+                'DEBIAN_KERNEL_USE_CCACHE': '1',
                 # Else each object that names it would be new each time.
                 'KBUILD_BUILD_TIMESTAMP': '@0'})
     if done.returncode:
         raise BuildError(f'make {" ".join(arguments)} failed, see {log}')
 
 
-def _build_selftest(tree: Path, objects: Path) -> None:
-    program = objects / 'selftest' / 'x86_64' / SELFTEST.name
-    _make(tree, objects, 'headers')
-    _make(tree / 'tools/testing/selftests/kvm', objects, 'ARCH=x86',
-          f'KHDR_INCLUDES=-isystem {objects}/usr/include',
-          f'OUTPUT={objects}/selftest', str(program))
-    shutil.copy(program, SELFTEST)
+def _unpack(name: str, folder: Path) -> Path:
+    """A package of the kernel's version; returns its file."""
+    package = kernel.Package(name, DEBIAN.package.version)
+    try:
+        deb = kernel.download(package, DOWNLOADS / name)
+    except subprocess.CalledProcessError as problem:
+        raise BuildError(
+            f'apt has no {name} {package.version}. The kernel in {FOLDER} has '
+            'to be a 6.12 of which apt has all packages: without it, the '
+            'latest is taken') from problem
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(['dpkg-deb', '-x', deb, folder], check=True)
+    return deb
