@@ -22,6 +22,7 @@ AS_NOBODY = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups',
              '--inh-caps=-all,+dac_read_search',
              '--ambient-caps=-all,+dac_read_search',
              '--bounding-set=-all,+dac_read_search', '--pdeathsig=KILL']
+KSM = Path('/sys/kernel/mm/ksm/run')
 UNPRIVILEGED = Path('/proc/sys/vm/unprivileged_userfaultfd')
 HELP = r'/dev/userfaultfd.*vm\.unprivileged_userfaultfd'
 
@@ -31,14 +32,14 @@ def boot(scene: Scene, launcher: List[str], memory: str = 'plain') -> VM:
     return scene.boot(Hardware(memory=memory), launcher=launcher)
 
 
-def expect_out(vm: VM, *out: str) -> None:
+def expect_out(vm: VM, *out: str, hint: str = HELP) -> None:
     """Exactly the traps @out cannot be, and it is told what would help."""
     for trap, reason in snapshot.traps(vm).items():
         if (trap in out) != bool(reason):
             raise AssertionError(f'{trap}: expected '
                                  + ('a reason' if trap in out else 'none')
                                  + f', got "{reason}"')
-        if reason and not re.search(HELP, reason):
+        if reason and not re.search(hint, reason):
             raise AssertionError(f'{trap}: what would help? {reason}')
 
 
@@ -125,10 +126,23 @@ def during(scene: Scene) -> None:
     auto_takes(scene, vm, 'uffd-signal')
 
 
+def merging(scene: Scene) -> None:
+    """KSM would lift userfaultfd's protection, if the VM lets it merge."""
+    host.needs_root('starting KSM')
+    host.change(scene, KSM, '1')
+    vm = boot(scene, [])
+    expect_out(vm, 'uffd-signal', 'uffd-thread', hint='KSM.*mem-merge=off')
+    auto_takes(scene, vm, 'mprotect')
+    host.change(scene, KSM, '0')
+    expect_out(vm)
+    auto_takes(scene, vm, 'uffd-signal')
+
+
 CASES = [
     Case('trap-query', query),
     Case('trap-unprivileged', unprivileged),
     Case('trap-userfaultfd-forbidden', userfaultfd_forbidden),
+    Case('trap-merging', merging),
     Case('trap-impossible', impossible),
     Case('trap-during', during),
 ]

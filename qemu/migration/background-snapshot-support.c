@@ -63,7 +63,8 @@ static const struct {
 #else
     { SNAPSHOT_WRITE_TRAP_UFFD_SIGNAL, NULL },
 #endif
-#ifdef CONFIG_POSIX
+#if defined(CONFIG_POSIX) && !defined(CONFIG_DARWIN)
+    /* macOS would send SIGBUS */
     { SNAPSHOT_WRITE_TRAP_MPROTECT, &write_trap_mprotect },
 #else
     { SNAPSHOT_WRITE_TRAP_MPROTECT, NULL },
@@ -240,6 +241,28 @@ static bool check_memory(const WriteTrapOps *ops, Error **errp)
     return ok;
 }
 
+/*
+ * Does the host merge pages of the VM's at the moment?  When it does, it maps
+ * them anew, and forgets that userfaultfd has protected them (mm/ksm.c,
+ * replace_page()): a write then goes through without being stopped.
+ */
+static bool check_merging(const WriteTrapOps *ops, Error **errp)
+{
+    g_autofree char *text = NULL;
+
+    if (ops->survives_merging || !current_machine ||
+        !current_machine->mem_merge ||
+        !g_file_get_contents("/sys/kernel/mm/ksm/run", &text, NULL, NULL) ||
+        text[0] != '1') {
+        return true;
+    }
+    error_setg(errp, "The host's KSM would lift the protection of pages that "
+               "it merges; stop it for the time of the snapshot (write 0 to "
+               "/sys/kernel/mm/ksm/run), or run the VM with "
+               "-machine mem-merge=off");
+    return false;
+}
+
 static bool check_trap(const WriteTrapOps *ops, Error **errp)
 {
     if (!ops) {
@@ -247,7 +270,7 @@ static bool check_trap(const WriteTrapOps *ops, Error **errp)
         return false;
     }
     return (!ops->in_thread || check_in_thread(ops, errp)) &&
-           check_memory(ops, errp);
+           check_merging(ops, errp) && check_memory(ops, errp);
 }
 
 const WriteTrapOps *background_snapshot_choose_trap(Error **errp)

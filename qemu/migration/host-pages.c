@@ -21,6 +21,8 @@
 #define MADV_COLLAPSE 25
 #endif
 
+#define COLLAPSE_TRIES 10
+
 /* See Documentation/admin-guide/mm/pagemap.rst in Linux */
 #define PAGEMAP_PRESENT (UINT64_C(1) << 63)
 #define PAGEMAP_SWAPPED (UINT64_C(1) << 62)
@@ -53,12 +55,19 @@ struct pm_scan_arg_v1 {
 #define PAGE_IS_PFNZERO_V1 (1 << 5)
 #define PAGE_IS_HUGE_V1 (1 << 6)
 
+typedef struct Mapping {
+    uint64_t start;
+    uint64_t end;
+} Mapping;
+
 struct HostPages {
     /* /proc/self/pagemap */
     int fd;
     size_t page_size;
     size_t huge_size;
     bool can_scan;
+    /* Without that: mappings with huge pages */
+    GArray *with_huge;
 };
 
 /* Where a search's results go */
@@ -97,6 +106,7 @@ HostPages *host_pages_new(bool scan, Error **errp)
     pages->fd = fd;
     pages->page_size = qemu_real_host_page_size();
     pages->huge_size = host_pages_huge_size();
+    pages->with_huge = g_array_new(false, false, sizeof(Mapping));
     /* Of nothing, to ask whether the kernel can */
     pages->can_scan = scan && pagemap_scan(pages, &arg, NULL, NULL) == 0;
     return pages;
@@ -104,6 +114,7 @@ HostPages *host_pages_new(bool scan, Error **errp)
 
 void host_pages_free(HostPages *pages)
 {
+    g_array_free(pages->with_huge, true);
     close(pages->fd);
     g_free(pages);
 }
@@ -168,31 +179,50 @@ static bool find_by_scan(HostPages *pages, Found *f, uint8_t *end,
     return true;
 }
 
-/* Before Linux 6.7: is any page of the mapping that holds @host huge? */
-static bool mapping_has_huge_pages(const uint8_t *host)
+void host_pages_prepare(HostPages *pages)
 {
     g_autofree char *text = NULL;
     g_auto(GStrv) lines = NULL;
-    bool here = false;
+    Mapping now = {};
     char **line;
 
-    if (!g_file_get_contents("/proc/self/smaps", &text, NULL, NULL)) {
-        return false;
+    if (pages->can_scan ||
+        !g_file_get_contents("/proc/self/smaps", &text, NULL, NULL)) {
+        return;
     }
     lines = g_strsplit(text, "\n", -1);
     for (line = lines; *line; line++) {
-        uint64_t first, end, kib;
+        Mapping next;
+        uint64_t kib;
 
-        if (sscanf(*line, "%" SCNx64 "-%" SCNx64 " ", &first, &end) == 2) {
-            here = (uintptr_t)host >= first && (uintptr_t)host < end;
-        } else if (here &&
-                   (sscanf(*line, "AnonHugePages: %" SCNu64, &kib) == 1 ||
+        if (sscanf(*line, "%" SCNx64 "-%" SCNx64 " ", &next.start,
+                   &next.end) == 2) {
+            now = next;
+        } else if ((sscanf(*line, "AnonHugePages: %" SCNu64, &kib) == 1 ||
                     sscanf(*line, "ShmemPmdMapped: %" SCNu64, &kib) == 1) &&
                    kib) {
+            g_array_append_val(pages->with_huge, now);
+        }
+    }
+}
+
+static bool mapping_has_huge_pages(HostPages *pages, const uint8_t *host)
+{
+    size_t i;
+
+    for (i = 0; i < pages->with_huge->len; i++) {
+        Mapping *m = &g_array_index(pages->with_huge, Mapping, i);
+
+        if ((uintptr_t)host >= m->start && (uintptr_t)host < m->end) {
             return true;
         }
     }
     return false;
+}
+
+bool host_pages_know_huge(const HostPages *pages)
+{
+    return pages->can_scan;
 }
 
 /*
@@ -200,10 +230,9 @@ static bool mapping_has_huge_pages(const uint8_t *host)
  * moves at the moment from those that do not exist, but mincore() does.
  */
 static bool find_by_reading(HostPages *pages, Found *f, uint8_t *end,
-                            Error **errp)
+                            bool hugetlb, Error **errp)
 {
-    bool hugetlb = f->unit_size > pages->page_size;
-    bool any_huge = !hugetlb && f->huge && mapping_has_huge_pages(f->host);
+    bool any_huge = f->huge && mapping_has_huge_pages(pages, f->host);
     size_t whole = f->huge_size / pages->page_size;
     size_t run = 0;
     uint64_t entries[512];
@@ -242,22 +271,33 @@ static bool find_by_reading(HostPages *pages, Found *f, uint8_t *end,
 }
 
 bool host_pages_find(HostPages *pages, void *host, size_t size,
-                     size_t unit_size, unsigned long *exist,
+                     size_t unit_size, bool hugetlb, unsigned long *exist,
                      unsigned long *huge, Error **errp)
 {
     Found f = {
         .host = host,
         .unit_size = unit_size,
         .exist = exist,
-        .huge = pages->huge_size ? huge : NULL,
+        .huge = pages->huge_size && !hugetlb ? huge : NULL,
         .huge_size = pages->huge_size,
         .huge_host = pages->huge_size ?
             QEMU_ALIGN_PTR_DOWN((uint8_t *)host, pages->huge_size) : host,
     };
     uint8_t *end = (uint8_t *)host + size;
+    /*
+     * Both ways look at hugetlbfs without its lock, and a page that the host
+     * moves is nowhere for a moment: look twice.
+     */
+    int looks = hugetlb ? 2 : 1;
 
-    return pages->can_scan ? find_by_scan(pages, &f, end, errp)
-                           : find_by_reading(pages, &f, end, errp);
+    while (looks--) {
+        if (!(pages->can_scan ? find_by_scan(pages, &f, end, errp)
+                              : find_by_reading(pages, &f, end, hugetlb,
+                                                errp))) {
+            return false;
+        }
+    }
+    return true;
 }
 
 bool host_pages_present(const HostPages *pages, const void *host)
@@ -278,7 +318,15 @@ bool host_pages_can_collapse(void)
 
 int host_pages_collapse(void *host, size_t huge_size)
 {
-    return madvise(host, huge_size, MADV_COLLAPSE) < 0 ? -errno : 0;
+    int tries = COLLAPSE_TRIES;
+
+    while (madvise(host, huge_size, MADV_COLLAPSE) < 0) {
+        if (errno != EAGAIN || !--tries) {
+            return -errno;
+        }
+        g_usleep(1000);
+    }
+    return 0;
 }
 
 #else
@@ -294,13 +342,23 @@ void host_pages_free(HostPages *pages)
     g_assert_not_reached();
 }
 
+void host_pages_prepare(HostPages *pages)
+{
+    g_assert_not_reached();
+}
+
+bool host_pages_know_huge(const HostPages *pages)
+{
+    return false;
+}
+
 size_t host_pages_huge_size(void)
 {
     return 0;
 }
 
 bool host_pages_find(HostPages *pages, void *host, size_t size,
-                     size_t unit_size, unsigned long *exist,
+                     size_t unit_size, bool hugetlb, unsigned long *exist,
                      unsigned long *huge, Error **errp)
 {
     g_assert_not_reached();

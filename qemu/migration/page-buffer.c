@@ -6,7 +6,7 @@
  * Copyright (c) 2026 the background-snapshot authors
  */
 #include "qemu/osdep.h"
-#ifdef CONFIG_POSIX
+#ifdef CONFIG_LINUX
 #include <sys/mman.h>
 #endif
 #include "qapi/error.h"
@@ -32,6 +32,7 @@
 struct PageBuffer {
     /* Set at creation */
     uint8_t *data;
+    size_t size;
     PageBufferEntry *entries;
     size_t slot_size;
     size_t num_slots;
@@ -60,20 +61,27 @@ struct PageBuffer {
     size_t num_queued;
 };
 
-#ifdef CONFIG_POSIX
+#ifdef CONFIG_LINUX
 /*
- * With -overcommit mem-lock=on, memory is allocated and locked as a whole when
- * it is mapped; but not what nobody may touch yet.
+ * With -overcommit mem-lock=on, what is mapped is locked, and counts as a whole
+ * against the process's limit.  So unlock a single page, and let that grow.
  */
 static void *page_buffer_map(size_t size)
 {
-    void *data = mmap(NULL, size, PROT_NONE,
+    size_t page_size = qemu_real_host_page_size();
+    void *page = mmap(NULL, page_size, PROT_NONE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *data;
 
-    if (data == MAP_FAILED) {
+    if (page == MAP_FAILED) {
         return NULL;
     }
-    munlock(data, size);
+    munlock(page, page_size);
+    data = mremap(page, page_size, size, MREMAP_MAYMOVE);
+    if (data == MAP_FAILED) {
+        munmap(page, page_size);
+        return NULL;
+    }
     if (mprotect(data, size, PROT_READ | PROT_WRITE) < 0) {
         munmap(data, size);
         return NULL;
@@ -110,7 +118,9 @@ PageBuffer *page_buffer_new(size_t size, size_t slot_size, Error **errp)
     assert(is_power_of_2(slot_size));
     assert(pb->num_slots > 0 && pb->num_slots < UINT32_MAX);
 
-    pb->data = page_buffer_map(pb->num_slots * slot_size);
+    /* Whole pages of the host's */
+    pb->size = ROUND_UP(pb->num_slots * slot_size, qemu_real_host_page_size());
+    pb->data = page_buffer_map(pb->size);
     pb->free = g_try_new(uint32_t, pb->num_slots);
     pb->ring = g_try_new(uint32_t, pb->num_slots);
     pb->entries = g_try_new(PageBufferEntry, pb->num_slots);
@@ -140,7 +150,7 @@ void page_buffer_free(PageBuffer *pb)
     g_free(pb->entries);
     g_free(pb->ring);
     g_free(pb->free);
-    page_buffer_unmap(pb->data, pb->num_slots * pb->slot_size);
+    page_buffer_unmap(pb->data, pb->size);
     g_free(pb);
 }
 

@@ -50,8 +50,8 @@ bool ram_source_look(RAMSource *source, unsigned long *huge, Error **errp)
         unused = bitmap_new(num_units);
     }
     return host_pages_find(source->pages, source->host, source->size,
-                           source->unit_size, unused ?: source->exist, huge,
-                           errp);
+                           source->unit_size, source->hugetlb,
+                           unused ?: source->exist, huge, errp);
 }
 
 RAMSourceKind ram_source_find(const RAMSource *source, size_t unit)

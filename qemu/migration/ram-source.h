@@ -22,6 +22,7 @@ typedef struct RAMSource {
     size_t size;
     size_t unit_size;
     bool shared;
+    bool hugetlb;
     /* The file that is mapped at @host, or -1, and where in it */
     int fd;
     uint64_t fd_offset;

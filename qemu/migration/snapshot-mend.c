@@ -29,7 +29,7 @@ void snapshot_ram_note_split(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     for (range = huge_range(s, b, first); range <= last; range++) {
         if (test_bit(range, b->huge) && !unit_test(b->split, range) &&
             (first > huge_first(s, b, range) || end < huge_end(s, b, range))) {
-            bitmap_set_atomic(b->split, range, 1);
+            set_bit_atomic(range, b->split);
             stat64_add(&s->huge_split, 1);
             qemu_event_set(&s->mend_event);
         }
@@ -47,7 +47,8 @@ static bool is_whole(SnapshotRAM *s, SnapshotBlock *b, size_t first,
 
     if (!s->pages ||
         !host_pages_find(s->pages, b->host + first * b->unit_size,
-                         num * b->unit_size, b->unit_size, exist, &is_huge,
+                         num * b->unit_size, b->unit_size, false, exist,
+                         host_pages_know_huge(s->pages) ? &is_huge : NULL,
                          NULL)) {
         return false;
     }
@@ -69,10 +70,14 @@ static bool save_rest(SnapshotRAM *s, SnapshotBlock *b, size_t first,
 
     while ((unit = find_next_zero_bit(b->claimed, end, unit)) < end) {
         size_t last = find_next_bit(b->claimed, end, unit);
-        size_t n = page_buffer_try_take(s->buffer, s->mend_slots,
-                                        b->unit_pages,
-                                        (last - unit) * b->unit_pages, leave);
+        size_t n;
 
+        if (last == unit) {
+            /* Somebody has just claimed it */
+            continue;
+        }
+        n = page_buffer_try_take(s->buffer, s->mend_slots, b->unit_pages,
+                                 (last - unit) * b->unit_pages, leave);
         if (!n) {
             return false;
         }
@@ -119,7 +124,7 @@ bool snapshot_ram_mend(SnapshotRAM *s)
     size_t blocks;
 
     /* Once round all of them */
-    for (blocks = 0; blocks <= s->num_blocks; blocks++) {
+    for (blocks = 0; s->can_mend && blocks <= s->num_blocks; blocks++) {
         SnapshotBlock *b = &s->blocks[s->mend_block];
 
         while (s->mend_range < b->num_huge) {
@@ -142,7 +147,7 @@ bool snapshot_ram_mend_wait(SnapshotRAM *s)
     size_t i;
 
     qemu_event_reset(&s->mend_event);
-    for (i = 0; i < s->num_blocks && !pending; i++) {
+    for (i = 0; s->can_mend && i < s->num_blocks && !pending; i++) {
         SnapshotBlock *b = &s->blocks[i];
 
         pending = find_first_bit(b->split, b->num_huge) < b->num_huge;
@@ -162,7 +167,7 @@ size_t snapshot_ram_mend_rest(SnapshotRAM *s)
 {
     size_t i, count = 0;
 
-    for (i = 0; i < s->num_blocks; i++) {
+    for (i = 0; s->can_mend && i < s->num_blocks; i++) {
         SnapshotBlock *b = &s->blocks[i];
 
         if (!b->num_huge) {

@@ -60,6 +60,8 @@ struct SnapshotRAM {
     SnapshotRAMConfig config;
     size_t page_size;
     size_t huge_size;
+    /* Whether the host can make huge pages of split ones */
+    bool can_mend;
     HostPages *pages;
     WriteTrap *trap;
     /* Sorted by host address */

@@ -28,7 +28,8 @@ SnapshotRAM *snapshot_ram_new(PageBuffer *buffer,
     s->buffer = buffer;
     s->config = *config;
     s->page_size = config->page_size;
-    s->huge_size = host_pages_can_collapse() ? host_pages_huge_size() : 0;
+    s->huge_size = host_pages_huge_size();
+    s->can_mend = host_pages_can_collapse();
     if (s->huge_size > MAX_PAGES * s->page_size) {
         /* Would take too long to save */
         s->huge_size = 0;
@@ -160,6 +161,9 @@ bool snapshot_ram_set_trap(SnapshotRAM *s, const WriteTrapOps *ops,
     if (!s->pages && !ops->arms_untouched) {
         return false;
     }
+    if (s->pages) {
+        host_pages_prepare(s->pages);
+    }
     s->trap = ops->new(start,
                        last->host + last->num_units * last->unit_size - start,
                        snapshot_ram_fault, s, errp);
@@ -174,6 +178,7 @@ bool snapshot_ram_set_trap(SnapshotRAM *s, const WriteTrapOps *ops,
             .size = b->num_units * b->unit_size,
             .unit_size = b->unit_size,
             .shared = b->ram.shared,
+            .hugetlb = b->ram.host_page_size > qemu_real_host_page_size(),
             .fd = b->ram.fd,
             .fd_offset = b->ram.fd_offset,
         };
@@ -242,13 +247,15 @@ bool snapshot_ram_scan(SnapshotRAM *s)
 {
     size_t leave = page_buffer_num_slots(s->buffer) / 2;
 
-    for (; !snapshot_ram_scan_done(s); s->scan_block++, s->scan_unit = 0) {
+    while (!snapshot_ram_scan_done(s)) {
         SnapshotBlock *b = &s->blocks[s->scan_block];
         size_t first, end, range, min, n;
         bool room = true;
 
         first = find_next_zero_bit(b->claimed, b->num_units, s->scan_unit);
         if (first == b->num_units) {
+            s->scan_block++;
+            s->scan_unit = 0;
             continue;
         }
         if (scan_zero(s, b, first, &room)) {
@@ -261,6 +268,10 @@ bool snapshot_ram_scan(SnapshotRAM *s)
                           : MIN(first + MAX_PAGES / b->unit_pages,
                                 b->num_units);
         end = find_next_bit(b->claimed, end, first);
+        if (end == first) {
+            /* Somebody has just claimed it */
+            continue;
+        }
 
         /* One that nobody has split is saved as a whole, or later */
         min = b->unit_pages;

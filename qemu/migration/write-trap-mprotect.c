@@ -125,6 +125,7 @@ const WriteTrapOps write_trap_mprotect = {
     .name = "mprotect",
     .in_thread = true,
     .arms_untouched = true,
+    .survives_merging = true,
     .new = mprotect_trap_new,
     .add = mprotect_trap_add,
     .prepare = mprotect_trap_prepare,

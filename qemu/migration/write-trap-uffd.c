@@ -106,6 +106,13 @@ static UffdTrap *uffd_trap_new(const WriteTrapOps *ops, uint64_t features,
 {
     UffdTrap *trap = g_new0(UffdTrap, 1);
 
+#ifndef HOST_X86_64
+    /*
+     * Before Linux 5.14, other architectures promise it and do not have it.
+     * This feature is newer, and those that have it got it later still.
+     */
+    features |= UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+#endif
     trap->common.ops = ops;
     trap->common.max_islands = SIZE_MAX;
     if (!uffd_trap_open(trap, UFFD_FEATURE_PAGEFAULT_FLAG_WP | features, flags,
@@ -174,6 +181,7 @@ static int uffd_trap_release(WriteTrap *common, void *host, size_t size)
      */
     if (ret == -ENOENT) {
         uffd_unregister_memory(trap->fd, host, size);
+        uffd_wakeup(trap->fd, host, size);
         ret = 0;
     }
     return ret;

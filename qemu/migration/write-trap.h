@@ -59,6 +59,9 @@ struct WriteTrapOps {
      */
     bool arms_untouched;
 
+    /* Pages stay armed if the host merges them with others (KSM) */
+    bool survives_merging;
+
     /*
      * The fault comes as SIGBUS: for as long as ranges are armed, the main
      * thread must allow it, see memory_fault_allow_sigbus().

@@ -7,6 +7,7 @@
  */
 #include "qemu/osdep.h"
 #include <linux/magic.h>
+#include <linux/memfd.h>
 #include <sys/mman.h>
 #include <sys/sysinfo.h>
 #include <sys/vfs.h>
@@ -88,7 +89,8 @@ static bool open_backing(Memory *m, Error **errp)
         m->fd = memfd_create("memory", MFD_CLOEXEC);
         break;
     case MEMORY_HUGETLB:
-        m->fd = memfd_create("memory", MFD_CLOEXEC | MFD_HUGETLB);
+        m->fd = memfd_create("memory", MFD_CLOEXEC | MFD_HUGETLB |
+                                       MFD_HUGE_2MB);
         if (m->fd >= 0) {
             m->page_size = qemu_fd_getpagesize(m->fd);
             m->num_pages = NUM_HUGE_PAGES;
@@ -229,6 +231,10 @@ bool memory_map(Memory *m, const MemoryKind *kind, Error **errp)
         goto fail;
     }
 
+    if (kind->state != MEMORY_HUGE) {
+        /* Else the host may have more come into being than what is touched */
+        madvise(m->host, m->size, MADV_NOHUGEPAGE);
+    }
     switch (kind->state) {
     case MEMORY_UNTOUCHED:
         return true;

@@ -39,6 +39,11 @@ bool real_trap_serves(const WriteTrapOps *ops, const MemoryKind *kind)
         struct uffdio_api api = { .api = UFFD_API };
         int fd = uffd_open(O_CLOEXEC | UFFD_USER_MODE_ONLY);
 
+        if (fd < 0) {
+            /* Linux before 5.11 */
+            fd = uffd_open(O_CLOEXEC);
+        }
+
         g_assert_cmpint(ioctl(fd, UFFDIO_API, &api), ==, 0);
         close(fd);
         return kind->backing != MEMORY_REGULAR &&

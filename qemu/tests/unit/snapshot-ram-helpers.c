@@ -9,6 +9,7 @@
 #include "qapi/error.h"
 #include "qemu/bitmap.h"
 #include "qemu/cutils.h"
+#include "qemu/madvise.h"
 #include "snapshot-ram-helpers.h"
 
 uint8_t *test_map(size_t num_pages)
@@ -18,6 +19,7 @@ uint8_t *test_map(size_t num_pages)
     size_t i, j;
 
     g_assert_nonnull(host);
+    qemu_madvise(host, num_pages * PAGE_SIZE, QEMU_MADV_NOHUGEPAGE);
     for (i = 0; i < num_pages; i++) {
         uint64_t *words = (uint64_t *)(host + i * PAGE_SIZE);
 

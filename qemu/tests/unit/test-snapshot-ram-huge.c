@@ -12,6 +12,7 @@
 #include "qapi/error.h"
 #include "qemu/atomic.h"
 #include "qemu/bitmap.h"
+#include "qemu/thread.h"
 #include "../migration/host-pages.h"
 #include "memory-kinds.h"
 #include "real-write-traps.h"
@@ -35,17 +36,29 @@ static size_t count_huge(const Memory *m)
     g_autofree unsigned long *exist = bitmap_new(m->num_pages);
     unsigned long huge = 0;
 
-    host_pages_find(pages, m->host, m->size, m->page_size, exist, &huge,
+    host_pages_find(pages, m->host, m->size, m->page_size, false, exist, &huge,
                     &error_abort);
     host_pages_free(pages);
     return ctpopl(huge);
 }
 
+static bool host_tells_huge(void)
+{
+    HostPages *pages = host_pages_new(true, NULL);
+    bool tells = pages && host_pages_know_huge(pages);
+
+    if (pages) {
+        host_pages_free(pages);
+    }
+    return tells;
+}
+
 /* Returns false if this host cannot, and skips the test */
 static bool begin(Snapshot *s, const void *ops, size_t num_slots)
 {
-    if (!host_pages_can_collapse()) {
-        g_test_skip("The host cannot collapse memory into huge pages");
+    if (!host_pages_can_collapse() || !host_tells_huge()) {
+        g_test_skip("The host cannot collapse memory into huge pages, or does "
+                    "not tell which are");
         return false;
     }
     if (!memory_map_or_skip(&s->m, &huge_kind)) {
@@ -69,6 +82,20 @@ static void end(Snapshot *s)
 static void write_page(Snapshot *s, size_t page)
 {
     qatomic_set(s->m.host + page * PAGE_SIZE, 0xff);
+}
+
+/* A trap's thread takes note of a split after it has let the writer go on */
+static void wait_split(Snapshot *s, uint64_t huge_split)
+{
+    int tries;
+
+    for (tries = 0; tries < 1000; tries++) {
+        if (test_ram_stats(s->t).huge_split == huge_split) {
+            break;
+        }
+        g_usleep(1000);
+    }
+    g_assert_cmpuint(test_ram_stats(s->t).huge_split, ==, huge_split);
 }
 
 /* What nobody writes is never split, however small the scanner's share */
@@ -108,7 +135,7 @@ static void test_mend(const void *ops)
         return;
     }
     write_page(&s, 600);
-    g_assert_cmpuint(test_ram_stats(s.t).huge_split, ==, 1);
+    wait_split(&s, 1);
     g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge - 1);
     write_page(&s, 700);
     g_assert_cmpuint(test_ram_stats(s.t).huge_split, ==, 1);
@@ -144,6 +171,7 @@ static void test_mend_later(const void *ops)
     g_assert_cmpuint(page_buffer_take(s.t->buffer, held, 1900, 1900, true, 0,
                                       &waited), ==, 1900);
     write_page(&s, 600);
+    wait_split(&s, 1);
     g_assert_false(snapshot_ram_mend(s.t->ram));
     g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge - 1);
     page_buffer_give(s.t->buffer, held, 1900);
@@ -165,6 +193,7 @@ static void test_mend_rest(const void *ops)
         return;
     }
     write_page(&s, 600);
+    wait_split(&s, 1);
     snapshot_ram_stop(s.t->ram);
     g_assert_false(snapshot_ram_mend_wait(s.t->ram));
     snapshot_ram_close(s.t->ram);
@@ -215,6 +244,73 @@ static void test_discarded(const void *ops)
     end(&s);
 }
 
+typedef struct Helper {
+    QemuThread thread;
+    Snapshot *s;
+    bool stop;
+} Helper;
+
+static void *mend_thread(void *opaque)
+{
+    Helper *h = opaque;
+
+    do {
+        while (snapshot_ram_mend(h->s->t->ram)) {
+            ;
+        }
+    } while (snapshot_ram_mend_wait(h->s->t->ram));
+    return NULL;
+}
+
+static void *write_thread(void *opaque)
+{
+    Helper *h = opaque;
+    size_t page;
+
+    /* In order, as the scanner goes, so that they often meet */
+    for (page = 0; !qatomic_read(&h->stop); page++) {
+        write_page(h->s, page % h->s->m.num_pages);
+    }
+    return NULL;
+}
+
+/* Scanner, mender and writers are after the same pages all the time */
+static void test_threads(const void *ops)
+{
+    Helper helpers[3];
+    Snapshot s;
+    int round;
+    size_t i;
+
+    for (round = 0; round < 50; round++) {
+        if (!begin(&s, ops, 64)) {
+            return;
+        }
+        for (i = 0; i < ARRAY_SIZE(helpers); i++) {
+            helpers[i].s = &s;
+            helpers[i].stop = false;
+            qemu_thread_create(&helpers[i].thread, "helper",
+                               i ? write_thread : mend_thread, &helpers[i],
+                               QEMU_THREAD_JOINABLE);
+        }
+        test_ram_save(s.t, 0);
+        test_ram_check(s.t);
+        snapshot_ram_stop(s.t->ram);
+        for (i = 0; i < ARRAY_SIZE(helpers); i++) {
+            qatomic_set(&helpers[i].stop, true);
+            qemu_thread_join(&helpers[i].thread);
+        }
+        /* What could not be mended before, and what came after it */
+        snapshot_ram_close(s.t->ram);
+        snapshot_ram_mend_rest(s.t->ram);
+        while (snapshot_ram_mend(s.t->ram)) {
+            ;
+        }
+        g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge);
+        end(&s);
+    }
+}
+
 static const struct {
     const char *name;
     GTestDataFunc fn;
@@ -224,6 +320,7 @@ static const struct {
     { "mend-later", test_mend_later },
     { "mend-rest", test_mend_rest },
     { "discarded", test_discarded },
+    { "threads", test_threads },
 };
 
 int main(int argc, char **argv)

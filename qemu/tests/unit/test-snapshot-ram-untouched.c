@@ -21,7 +21,13 @@
 
 static uint8_t *map_untouched(void)
 {
-    return qemu_anon_ram_alloc(NUM_PAGES * PAGE_SIZE, NULL, false, true);
+    uint8_t *host = qemu_anon_ram_alloc(NUM_PAGES * PAGE_SIZE, NULL, false,
+                                        true);
+
+    g_assert_nonnull(host);
+    /* Else the host may have more come into being than what is touched */
+    madvise(host, NUM_PAGES * PAGE_SIZE, MADV_NOHUGEPAGE);
+    return host;
 }
 
 static size_t count_existing(const uint8_t *host)

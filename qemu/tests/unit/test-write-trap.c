@@ -256,7 +256,7 @@ static void test_again(Trapped *t)
 /* Memory that the host has lost is mapped anew, and nothing stops writes */
 static void test_mapped_anew(Trapped *t)
 {
-    size_t page = t->m.num_pages / 2 - 2;
+    size_t page = t->m.num_pages / 2 - 1;
     uint8_t *host = t->m.host + page * t->m.page_size;
 
     int flags = t->m.kind->shared ? MAP_SHARED : MAP_PRIVATE;

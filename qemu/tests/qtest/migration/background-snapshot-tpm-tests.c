@@ -14,11 +14,15 @@
 #include "migration/migration-qmp.h"
 #include "migration/migration-util.h"
 #include "qemu/bswap.h"
+#include "qemu/units.h"
 #include "tpm-emu.h"
 
 #define COMMAND "\x80\x01\x00\x00\x00\x0c\x00\x00\x01\x44\x00\x00"
 
 #define TIMEOUT_S 60
+
+#define RAM_START (1 * MiB)
+#define RAM_SIZE (16 * MiB)
 
 /*
  * The CRB's buffer is guest RAM.  When the guest starts a command that it has
@@ -38,11 +42,13 @@ static void take_with_tpm(QTestState *qts, const char *trap)
     qtest_memwrite(qts, buffer, COMMAND, sizeof(COMMAND));
 
     migrate_set_parameter_str(qts, "snapshot-write-trap", trap);
+    snapshot_set_buffer_size(qts, SNAPSHOT_SMALL_BUFFER);
     sink = snapshot_open_sink(qts, false);
     qtest_qmp_assert_success(qts, "{ 'execute': 'migrate',"
                              " 'arguments': { 'uri': 'fd:sink' } }");
     qtest_qmp_eventwait(qts, "RESUME");
 
+    /* The scanner has not come so far: there was no room */
     qtest_writel(qts, TPM_CRB_ADDR_BASE + A_CRB_CTRL_START, 1);
     while (qtest_readl(qts, TPM_CRB_ADDR_BASE + A_CRB_CTRL_START) & 1) {
         g_assert_cmpint(g_get_monotonic_time(), <, end);
@@ -78,9 +84,11 @@ static void test_crb(void)
     thread = g_thread_new(NULL, tpm_emu_ctrl_thread, &tpm);
     tpm_emu_test_wait_cond(&tpm);
 
-    qts = qtest_initf("-machine pc -m 16M -chardev socket,id=chr,path=%s "
+    qts = qtest_initf("-machine pc -m 32M -chardev socket,id=chr,path=%s "
                       "-tpmdev emulator,id=dev,chardev=chr "
                       "-device tpm-crb,tpmdev=dev", tpm.addr->u.q_unix.path);
+    /* More than the sink and the page buffer take */
+    qtest_memset(qts, RAM_START, 0x55, RAM_SIZE);
     migrate_set_capability(qts, "background-snapshot", true);
     for (i = 0; i < SNAPSHOT_NUM_TRAPS; i++) {
         g_autofree char *reason = snapshot_trap_reason(qts, snapshot_traps[i]);
