@@ -81,7 +81,7 @@ static struct {
     QemuThread thread;
     bool started;
     bool stop;
-    /* What it could not finish */
+    /* What it could not finish, when it is not at it */
     BackgroundSnapshot *left;
 } late_mender;
 
@@ -157,32 +157,22 @@ void background_snapshot_cancel(void)
     }
 }
 
-static void background_snapshot_unref_blocks(BackgroundSnapshot *bs)
+static void background_snapshot_free(BackgroundSnapshot *bs)
 {
     size_t i;
 
-    if (!bs->blocks->len) {
-        return;
-    }
-    bql_lock();
-    for (i = 0; i < bs->blocks->len; i++) {
-        SavedBlock *saved = g_ptr_array_index(bs->blocks, i);
-
-        memory_region_unref(saved->mr);
-    }
-    bql_unlock();
-    g_ptr_array_set_size(bs->blocks, 0);
-}
-
-static void background_snapshot_free(BackgroundSnapshot *bs)
-{
     if (bs->ram) {
         snapshot_ram_free(bs->ram);
     }
     if (bs->buffer) {
         page_buffer_free(bs->buffer);
     }
-    background_snapshot_unref_blocks(bs);
+    BQL_LOCK_GUARD();
+    for (i = 0; i < bs->blocks->len; i++) {
+        SavedBlock *saved = g_ptr_array_index(bs->blocks, i);
+
+        memory_region_unref(saved->mr);
+    }
     g_ptr_array_free(bs->blocks, true);
     g_free(bs);
 }
@@ -230,13 +220,22 @@ static void *background_snapshot_late_mender(void *opaque)
     }
     trace_background_snapshot_mended(left);
     if (qatomic_read(&late_mender.stop) && left) {
-        background_snapshot_unref_blocks(bs);
         late_mender.left = bs;
     } else {
         background_snapshot_free(bs);
     }
     rcu_unregister_thread();
     return NULL;
+}
+
+static void background_snapshot_start_late_mender(BackgroundSnapshot *bs)
+{
+    late_mender.left = NULL;
+    late_mender.stop = false;
+    late_mender.started = true;
+    qemu_thread_create(&late_mender.thread, MIGRATION_THREAD_MENDER,
+                       background_snapshot_late_mender, bs,
+                       QEMU_THREAD_JOINABLE);
 }
 
 /* Have the last snapshot's huge pages be left as they are for now */
@@ -373,6 +372,9 @@ static void background_snapshot_end(BackgroundSnapshot *bs)
 {
     if (!background_snapshot_active()) {
         background_snapshot_free(bs);
+        if (late_mender.left) {
+            background_snapshot_start_late_mender(late_mender.left);
+        }
         return;
     }
     background_snapshot_disarm(bs);
@@ -380,12 +382,7 @@ static void background_snapshot_end(BackgroundSnapshot *bs)
     snapshot_ram_close(bs->ram);
     page_buffer_free(bs->buffer);
     bs->buffer = NULL;
-
-    late_mender.stop = false;
-    late_mender.started = true;
-    qemu_thread_create(&late_mender.thread, MIGRATION_THREAD_MENDER,
-                       background_snapshot_late_mender, bs,
-                       QEMU_THREAD_JOINABLE);
+    background_snapshot_start_late_mender(bs);
 }
 
 static void background_snapshot_resume_bh(void *opaque)

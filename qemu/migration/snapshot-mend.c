@@ -173,7 +173,7 @@ size_t snapshot_ram_mend_rest(SnapshotRAM *s)
         if (!b->num_huge) {
             continue;
         }
-        if (b->ram.shared && b->ram.writable) {
+        if (b->ram.shared && b->ram.writable && !s->mending_rest) {
             /* A trap may have split all of them */
             bitmap_copy(b->split, b->huge, b->num_huge);
         } else {
@@ -182,6 +182,7 @@ size_t snapshot_ram_mend_rest(SnapshotRAM *s)
         bitmap_clear(b->failed, 0, b->num_huge);
         count += bitmap_count_one(b->split, b->num_huge);
     }
+    s->mending_rest = true;
     return count;
 }
 

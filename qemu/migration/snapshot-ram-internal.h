@@ -79,6 +79,7 @@ struct SnapshotRAM {
     size_t mend_block;
     size_t mend_range;
     uint32_t mend_slots[MAX_PAGES];
+    bool mending_rest;
     /* Set when a huge page was split, and at stop */
     QemuEvent mend_event;
 

@@ -29,7 +29,10 @@
  */
 #define BUSY_WHOLE 4
 
-/* Slots for pages that do not exist: one does, unless others have a part */
+/* What is saved at a time of pages that do not exist, if it is needed */
+#define ZERO_SIZE (64 * MiB)
+
+/* Slots for these: one does, unless others have a part */
 #define ZERO_SLOTS 64
 
 /* Whether this thread reads guest RAM to save it, which no trap stops */
@@ -334,6 +337,7 @@ static Window write_window(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
         size_t zero = ram_source_zero_units(&b->source, unit);
 
         if (end > unit + 1) {
+            zero = MIN(zero, ZERO_SIZE / b->unit_size);
             return (Window) { unit, MIN(end, unit + zero), KEEP_ZERO };
         }
         if (b->num_huge && is_untouched(b, huge_first(s, b, range),
@@ -372,9 +376,28 @@ static void shrink_window(SnapshotBlock *b, Window *w, size_t unit, size_t end,
         w->first = w->end - units;
         break;
     case KEEP_ZERO:
-        /* One slot does for many */
+        /* One slot does for many, but may do for the unit alone as well */
+        if (units < 2) {
+            w->first = unit;
+            w->end = unit + 1;
+        }
         break;
     }
+}
+
+static int64_t now_ms(void)
+{
+    return g_get_monotonic_time() / 1000;
+}
+
+static void fail_impatient(SnapshotRAM *s, const Patience *patience)
+{
+    snapshot_ram_fail(s, patience->urgent ?
+        "QEMU itself had to wait too long for what it writes to guest RAM to "
+        "be saved: the destination is too slow, snapshot-buffer-size too "
+        "small, or a device's request too large" :
+        "a guest write waited too long for room in the page buffer: the "
+        "destination is too slow, or snapshot-buffer-size too small");
 }
 
 /*
@@ -392,6 +415,11 @@ static void release_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
         bool waited = false;
         size_t n, saved;
 
+        if (patience->urgent && now_ms() >= patience->deadline_ms) {
+            /* Also if there is room: to copy takes time as well */
+            fail_impatient(s, patience);
+            return;
+        }
         if (unit_test(b->claimed, unit)) {
             wait_released(s, b, unit);
             return;
@@ -406,13 +434,7 @@ static void release_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
         }
         if (!n) {
             if (!qatomic_read(&s->stopped)) {
-                snapshot_ram_fail(s, patience->urgent ?
-                    "QEMU itself had to wait too long for room in the page "
-                    "buffer: the destination is too slow, or "
-                    "snapshot-buffer-size too small" :
-                    "a guest write waited too long for room in the page "
-                    "buffer: the destination is too slow, or "
-                    "snapshot-buffer-size too small");
+                fail_impatient(s, patience);
             }
             return;
         }
@@ -427,11 +449,6 @@ static void release_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
             wait_released(s, b, w.keep == KEEP_FIRST ? w.first : w.end - 1);
         }
     }
-}
-
-static int64_t now_ms(void)
-{
-    return g_get_monotonic_time() / 1000;
 }
 
 /* How long the caller may wait in all; to be given to end_patience() */

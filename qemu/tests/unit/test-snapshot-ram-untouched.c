@@ -133,6 +133,68 @@ static void test_write(void)
     qemu_anon_ram_free(host, NUM_PAGES * PAGE_SIZE);
 }
 
+static void slow_release(void *host, size_t size)
+{
+    g_usleep(5000);
+}
+
+/* With few slots left it is the page alone, and one slot does for it */
+static void test_scarce(void)
+{
+    uint8_t *host = map_untouched();
+    TestRAM *t = test_ram_new(64, true, 0);
+    TestBlock *b = test_ram_add(t, host, NUM_PAGES, PAGE_SIZE, true);
+    uint32_t slots[60];
+    bool waited = false;
+
+    host[0] = 1;
+    arm(t, b, &fake_trap_ops);
+    b->expected[0] = 1;
+    g_assert_cmpuint(page_buffer_take(t->buffer, slots, 60, 60, true, 0,
+                                      &waited), ==, 60);
+    g_assert_true(fake_write(host + 1023 * PAGE_SIZE));
+    g_assert_true(fake_trap.last_host == host + 1023 * PAGE_SIZE);
+    g_assert_cmpuint(fake_trap.last_size, ==, PAGE_SIZE);
+    g_assert_null(snapshot_ram_failure(t->ram));
+    page_buffer_give(t->buffer, slots, 60);
+    test_ram_save(t, 0);
+    test_ram_check(t);
+    test_ram_free(t);
+    qemu_anon_ram_free(host, NUM_PAGES * PAGE_SIZE);
+}
+
+/* Who holds what others need has but so long, be there room or not */
+static void test_urgent(void)
+{
+    uint8_t *host = map_untouched();
+    TestRAM *t = test_ram_new(128, true, LONG_MS);
+    TestBlock *b = test_ram_add(t, host, NUM_PAGES, PAGE_SIZE, true);
+    int64_t end = g_get_monotonic_time() + LONG_MS * 1000;
+    size_t page;
+
+    for (page = 0; page < NUM_PAGES; page++) {
+        host[page * PAGE_SIZE] = 0;
+    }
+    arm(t, b, &fake_trap_ops);
+    fake_trap.before_release = slow_release;
+    test_is_urgent = true;
+    /* It goes on for seconds, and nobody waits for a slot */
+    for (page = 0; page < NUM_PAGES; page += 16) {
+        snapshot_ram_release(t->ram, host + page * PAGE_SIZE, PAGE_SIZE);
+        test_ram_drain(t, false);
+        if (snapshot_ram_failure(t->ram)) {
+            break;
+        }
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+    }
+    test_is_urgent = false;
+    g_assert_cmpuint(page, <, NUM_PAGES);
+    g_assert_nonnull(strstr(snapshot_ram_failure(t->ram), "QEMU itself"));
+    g_assert_cmpuint(test_ram_stats(t).waits, ==, 0);
+    test_ram_free(t);
+    qemu_anon_ram_free(host, NUM_PAGES * PAGE_SIZE);
+}
+
 /* Each page is saved once, whoever comes across a part of a run */
 static void test_claimed(void)
 {
@@ -168,6 +230,8 @@ int main(int argc, char **argv)
     g_test_add_func("/snapshot-ram/untouched/scan", test_scan);
     g_test_add_func("/snapshot-ram/untouched/not-armed", test_not_armed);
     g_test_add_func("/snapshot-ram/untouched/write", test_write);
+    g_test_add_func("/snapshot-ram/untouched/scarce", test_scarce);
+    g_test_add_func("/snapshot-ram/untouched/urgent", test_urgent);
     g_test_add_func("/snapshot-ram/untouched/claimed", test_claimed);
     return g_test_run();
 }
