@@ -1,4 +1,6 @@
 /*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
  * Takes a stream at a given pace, for lab/sink.py: moves it from standard
  * input to standard output.
  *
@@ -12,8 +14,6 @@
  * A pipe is spliced, so that its bytes are copied at most once and cost next
  * to no CPU time that the guest may need.  If the input is a listening socket,
  * it is the first connection to it.
- *
- * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #define _GNU_SOURCE
 #include <err.h>

@@ -1,4 +1,6 @@
 /*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
  * A database under constant writes: SQLite with its log on the guest's disk.
  *
  *   database run FILE     insert row after row, each in a transaction of its
@@ -10,8 +12,6 @@
  *
  * Row n holds 200 bytes that follow from n, and their checksum.  Row numbers
  * are contiguous: a check finds lost, doubled and damaged rows.
- *
- * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include <sqlite3.h>
 

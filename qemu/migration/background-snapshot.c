@@ -248,8 +248,11 @@ static void background_snapshot_stop_late_mender(void)
     }
 }
 
-static void background_snapshot_inherit(BackgroundSnapshot *bs)
+/* The VM is resumed already, as it need not wait for this */
+static void background_snapshot_start_mender(BackgroundSnapshot *bs)
 {
+    qemu_thread_create(&bs->mender, MIGRATION_THREAD_MENDER,
+                       background_snapshot_mender, bs, QEMU_THREAD_JOINABLE);
     if (late_mender.left) {
         snapshot_ram_inherit(bs->ram, late_mender.left->ram);
         background_snapshot_free(late_mender.left);
@@ -343,9 +346,6 @@ static bool background_snapshot_arm(BackgroundSnapshot *bs, Error **errp)
                                     page_buffer_num_slots(bs->buffer));
     qatomic_rcu_set(&current_snapshot, bs);
     qatomic_set(&background_snapshot_armed, snapshot_trap->in_thread);
-    qemu_thread_create(&bs->mender, MIGRATION_THREAD_MENDER,
-                       background_snapshot_mender, bs, QEMU_THREAD_JOINABLE);
-    background_snapshot_inherit(bs);
     return true;
 }
 
@@ -600,7 +600,10 @@ static void *background_snapshot_thread(void *opaque)
         ok = not_cancelled() && background_snapshot_freeze(s, fb, bs, &err);
         snapshot_preparing = false;
         bql_unlock();
-        ok = ok && background_snapshot_save(s, &err);
+        if (ok) {
+            background_snapshot_start_mender(bs);
+            ok = background_snapshot_save(s, &err);
+        }
     }
     background_snapshot_end(bs);
 

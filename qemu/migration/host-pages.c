@@ -136,7 +136,9 @@ static void found(Found *f, uint8_t *start, uint8_t *end, bool huge)
     size_t first = (start - f->host) / f->unit_size;
     size_t last = (end - 1 - f->host) / f->unit_size;
 
-    bitmap_set(f->exist, first, last - first + 1);
+    if (f->exist) {
+        bitmap_set(f->exist, first, last - first + 1);
+    }
     if (huge && f->huge) {
         /* Only whole ones; the first may begin before the memory does */
         first = DIV_ROUND_UP(start - f->huge_host, f->huge_size);

@@ -49,7 +49,8 @@ size_t host_pages_huge_size(void);
  * @host, @size: the range, multiples of @unit_size
  * @unit_size: bytes, of which size the answers are
  * @hugetlb: whether it is memory of hugetlbfs; then @unit_size is its page size
- * @exist: a bit for each unit, which is set if it exists; others stay
+ * @exist: a bit for each unit, which is set if it exists; others stay.  Or
+ *         NULL.
  * @huge: a bit for each aligned range of host_pages_huge_size() bytes, counted
  *        from the one that holds @host; is set if it is one huge page.  Or
  *        NULL.  Linux 6.7 tells; before, those are taken for huge that exist

@@ -39,19 +39,13 @@ void ram_source_cleanup(RAMSource *source)
 
 bool ram_source_look(RAMSource *source, unsigned long *huge, Error **errp)
 {
-    size_t num_units = source->size / source->unit_size;
-    g_autofree unsigned long *unused = NULL;
-
+    /* Of shared memory, what is not in the page tables may exist in the file */
     if (!source->pages || (source->shared && !huge)) {
         return true;
     }
-    if (source->shared) {
-        /* What is not in the page tables may exist in the file */
-        unused = bitmap_new(num_units);
-    }
     return host_pages_find(source->pages, source->host, source->size,
                            source->unit_size, source->hugetlb,
-                           unused ?: source->exist, huge, errp);
+                           source->exist, huge, errp);
 }
 
 RAMSourceKind ram_source_find(const RAMSource *source, size_t unit)

@@ -36,7 +36,6 @@ void snapshot_ram_note_split(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     }
 }
 
-
 /* Does all of a range exist, so that to collapse it takes no new memory? */
 static bool is_whole(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                      size_t end, bool *huge)
@@ -69,15 +68,12 @@ static bool save_rest(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     size_t unit = first;
 
     while ((unit = find_next_zero_bit(b->claimed, end, unit)) < end) {
-        size_t last = find_next_bit(b->claimed, end, unit);
-        size_t n;
+        /* Somebody may claim @unit meanwhile, and does its saving then */
+        size_t last = find_next_bit(b->claimed, end, unit + 1);
+        size_t n = page_buffer_try_take(s->buffer, s->mend_slots,
+                                        b->unit_pages,
+                                        (last - unit) * b->unit_pages, leave);
 
-        if (last == unit) {
-            /* Somebody has just claimed it */
-            continue;
-        }
-        n = page_buffer_try_take(s->buffer, s->mend_slots, b->unit_pages,
-                                 (last - unit) * b->unit_pages, leave);
         if (!n) {
             return false;
         }

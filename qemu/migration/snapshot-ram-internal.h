@@ -15,11 +15,18 @@
 #include "qemu/bitmap.h"
 #include "qemu/stats64.h"
 #include "qemu/thread.h"
+#include "qemu/units.h"
 #include "ram-source.h"
 #include "snapshot-ram.h"
 
 /* The most that one thread saves at a time: a huge page of 2 MiB */
 #define MAX_PAGES 512
+
+/* The most that one thread saves at a time of pages that do not exist */
+#define ZERO_SIZE (64 * MiB)
+
+/* Slots for these: one does, unless others have claimed a part */
+#define ZERO_SLOTS 64
 
 typedef struct SnapshotBlock {
     SnapshotRAMBlock ram;

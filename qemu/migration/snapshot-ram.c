@@ -9,14 +9,7 @@
 #include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
-#include "qemu/units.h"
 #include "snapshot-ram-internal.h"
-
-/* What the scanner saves and releases at a time of what does not exist */
-#define ZERO_RUN_SIZE (64 * MiB)
-
-/* Slots for that: one, and more if others have claimed parts of it */
-#define ZERO_RUN_SLOTS 64
 
 SnapshotRAM *snapshot_ram_new(PageBuffer *buffer,
                               const SnapshotRAMConfig *config)
@@ -224,9 +217,9 @@ bool snapshot_ram_arm(SnapshotRAM *s, Error **errp)
 static bool scan_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                       bool *room)
 {
-    size_t max = MIN(ZERO_RUN_SLOTS, page_buffer_num_slots(s->buffer));
+    size_t max = MIN(ZERO_SLOTS, page_buffer_num_slots(s->buffer));
     size_t zero = ram_source_zero_units(&b->source, first);
-    size_t end = first + MIN(zero, ZERO_RUN_SIZE / b->unit_size);
+    size_t end = first + MIN(zero, ZERO_SIZE / b->unit_size);
     size_t n;
 
     if (zero < 2 || max < b->unit_pages) {
@@ -267,11 +260,8 @@ bool snapshot_ram_scan(SnapshotRAM *s)
         end = b->num_huge ? huge_end(s, b, range)
                           : MIN(first + MAX_PAGES / b->unit_pages,
                                 b->num_units);
-        end = find_next_bit(b->claimed, end, first);
-        if (end == first) {
-            /* Somebody has just claimed it */
-            continue;
-        }
+        /* Somebody may claim @first meanwhile, and does its saving then */
+        end = find_next_bit(b->claimed, end, first + 1);
 
         /* One that nobody has split is saved as a whole, or later */
         min = b->unit_pages;

@@ -9,7 +9,6 @@
 #include "qemu/cutils.h"
 #include "qemu/lockable.h"
 #include "qemu/timer.h"
-#include "qemu/units.h"
 #include "snapshot-ram-internal.h"
 
 /*
@@ -28,12 +27,6 @@
  * a short time, and soon there is not much left that they could split.
  */
 #define BUSY_WHOLE 4
-
-/* What is saved at a time of pages that do not exist, if it is needed */
-#define ZERO_SIZE (64 * MiB)
-
-/* Slots for these: one does, unless others have a part */
-#define ZERO_SLOTS 64
 
 /* Whether this thread reads guest RAM to save it, which no trap stops */
 static __thread bool copying;
@@ -161,17 +154,21 @@ static size_t copy_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
     return used;
 }
 
+/* Is all of it private anonymous memory that does not exist?  Cheap. */
+static bool is_untouched(SnapshotBlock *b, size_t first, size_t end)
+{
+    return b->source.exist && b->ram.fd < 0 &&
+           ram_source_zero_units(&b->source, first) >= end - first;
+}
+
 static void release_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                           size_t end)
 {
-    bool armed = b->ram.writable;
+    bool armed = b->ram.writable && (s->trap->ops->arms_untouched ||
+                                     !is_untouched(b, first, end));
     size_t islands;
     int ret = 0;
 
-    if (!s->trap->ops->arms_untouched && b->ram.fd < 0 && !b->ram.shared &&
-        ram_source_zero_units(&b->source, first) >= end - first) {
-        armed = false;
-    }
     if (armed) {
         /* Whoever sees the page released must find it read */
         smp_mb();
@@ -297,13 +294,6 @@ static void wait_released(SnapshotRAM *s, SnapshotBlock *b, size_t unit)
         qemu_cond_wait(&s->released_cond, &s->lock);
     }
     qatomic_set(&s->waiters, s->waiters - 1);
-}
-
-/* Is all of it known not to exist?  Cheap. */
-static bool is_untouched(SnapshotBlock *b, size_t first, size_t end)
-{
-    return b->source.exist && b->ram.fd < 0 &&
-           ram_source_zero_units(&b->source, first) >= end - first;
 }
 
 /* What to save for a write to @unit, or to all from there to @end */
