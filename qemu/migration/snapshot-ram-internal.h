@@ -102,9 +102,9 @@ struct SnapshotRAM {
     bool stopped;
     const char *failure;
 
-    /* Of urgent callers: for how long, and until when, they have waited */
-    int64_t urgent_waited_ms;
-    int64_t urgent_until_ms;
+    /* How long urgent callers have waited, less what has come back since then */
+    int64_t urgent_waited_us;
+    int64_t urgent_since_us;
 
     /* When the last fault was handled */
     Stat64 last_fault_ns;

@@ -72,7 +72,8 @@ typedef struct SnapshotRAMConfig {
      * Whether the calling thread holds something that many others need.  Of
      * such callers there is one at a time.  They get the last slots, and all
      * of them together may wait for urgent_limit_ms, which comes back to them
-     * as time goes by.  NULL: there are none.
+     * as time goes by; and no call of theirs goes on for longer than
+     * stall_limit_ms, even if it never waits.  NULL: there are none.
      */
     bool (*urgent)(void);
     int urgent_limit_ms;

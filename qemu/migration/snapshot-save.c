@@ -44,10 +44,14 @@ typedef struct Window {
     enum { KEEP_UNIT, KEEP_FIRST, KEEP_END, KEEP_ZERO } keep;
 } Window;
 
-/* How long a caller may wait for slots */
+/* How long a call may wait for slots */
 typedef struct Patience {
     bool urgent;
-    int64_t deadline_ms;
+    int64_t given_us;
+    /* What is left of it */
+    int64_t left_us;
+    /* When an urgent call must end, also if it never waits */
+    int64_t deadline_us;
 } Patience;
 
 /* Returns the block that holds @host, or NULL */
@@ -375,11 +379,6 @@ static void shrink_window(SnapshotBlock *b, Window *w, size_t unit, size_t end,
     }
 }
 
-static int64_t now_ms(void)
-{
-    return g_get_monotonic_time() / 1000;
-}
-
 static void fail_impatient(SnapshotRAM *s, const Patience *patience)
 {
     snapshot_ram_fail(s, patience->urgent ?
@@ -395,18 +394,18 @@ static void fail_impatient(SnapshotRAM *s, const Patience *patience)
  * Units from there to @end will be needed as well.
  */
 static void release_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
-                         size_t end, const Patience *patience)
+                         size_t end, Patience *patience)
 {
     uint32_t slots[MAX_PAGES];
 
     while (!unit_test(b->released, unit) && !qatomic_read(&s->stopped)) {
         Window w = write_window(s, b, unit, end);
         size_t wanted = (w.end - w.first) * b->unit_pages;
+        int64_t now_us = g_get_monotonic_time();
         bool waited = false;
         size_t n, saved;
 
-        if (patience->urgent && now_ms() >= patience->deadline_ms) {
-            /* Also if there is room: to copy takes time as well */
+        if (patience->urgent && now_us >= patience->deadline_us) {
             fail_impatient(s, patience);
             return;
         }
@@ -418,9 +417,11 @@ static void release_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
             wanted = MAX(b->unit_pages, MIN(wanted, ZERO_SLOTS));
         }
         n = page_buffer_take(s->buffer, slots, b->unit_pages, wanted,
-                             patience->urgent, patience->deadline_ms, &waited);
+                             patience->urgent,
+                             (now_us + patience->left_us) / 1000, &waited);
         if (waited) {
             stat64_add(&s->waits, 1);
+            patience->left_us -= g_get_monotonic_time() - now_us;
         }
         if (!n) {
             if (!qatomic_read(&s->stopped)) {
@@ -441,31 +442,34 @@ static void release_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
     }
 }
 
-/* How long the caller may wait in all; to be given to end_patience() */
+/* How long a call may wait in all; to be given to end_patience() */
 static Patience begin_patience(SnapshotRAM *s)
 {
-    int64_t now = now_ms();
-    int64_t left = s->config.stall_limit_ms;
-    Patience p = { .urgent = s->config.urgent && s->config.urgent() };
+    int64_t now_us = g_get_monotonic_time();
+    int64_t limit_us = s->config.stall_limit_ms * 1000LL;
+    Patience p = {
+        .urgent = s->config.urgent && s->config.urgent(),
+        .given_us = limit_us,
+        .deadline_us = now_us + limit_us,
+    };
 
     if (p.urgent) {
         /* What was waited comes back at the rate at which time goes by */
-        s->urgent_waited_ms -= MIN(s->urgent_waited_ms,
-                                   now - s->urgent_until_ms);
-        s->urgent_until_ms = now;
-        left = MIN(left, s->config.urgent_limit_ms - s->urgent_waited_ms);
+        s->urgent_waited_us -= MIN(s->urgent_waited_us,
+                                   now_us - s->urgent_since_us);
+        s->urgent_since_us = now_us;
+        p.given_us = MIN(limit_us, s->config.urgent_limit_ms * 1000LL -
+                                   s->urgent_waited_us);
     }
-    p.deadline_ms = now + left;
+    p.left_us = p.given_us;
     return p;
 }
 
 static void end_patience(SnapshotRAM *s, const Patience *p)
 {
-    if (p->urgent) {
-        int64_t now = now_ms();
-
-        s->urgent_waited_ms += now - s->urgent_until_ms;
-        s->urgent_until_ms = now;
+    if (p->urgent && p->left_us < p->given_us) {
+        s->urgent_waited_us += p->given_us - p->left_us;
+        s->urgent_since_us = g_get_monotonic_time();
     }
 }
 

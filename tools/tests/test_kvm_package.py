@@ -22,8 +22,9 @@ def make(package_id, kvm='m'):
         (Path(folder) / 'Kbuild').write_text(
             kbuild.replace('@VERSION@', OURS))
         return subprocess.run(
-            ['make', '-f', 'Kbuild', '--eval', 'all:; @echo $(obj-m)',
-             f'objtree={folder}', f'CONFIG_KVM_X86={kvm}', 'all'],
+            ['make', '--no-print-directory', '-f', 'Kbuild', '--eval',
+             'all:; @echo $(obj-m)', f'objtree={folder}',
+             f'CONFIG_KVM_X86={kvm}', 'all'],
             cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True).stdout
 
