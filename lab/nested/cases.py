@@ -285,7 +285,7 @@ CASES = [
     Case('selftest', ['patched', 'shadow', 'debug'], selftest),
     Case('selftest-skipped', ['control'], selftest_skipped),
     Case('counted-outside', ['patched', 'control'], counted_outside),
-    Case('qtest-auto', ['patched', 'control'], qtest('kvm/auto')),
+    Case('qtest-auto', ['patched', 'control'], qtest('kvm/auto'), extra=True),
     Case('qtest-mprotect', ['debug'], qtest('kvm/mprotect')),
     *(Case(f'qtest-{trap}', ['patched'], qtest(f'kvm/{trap}'), extra=True)
       for trap in TRAPS),
