@@ -31,7 +31,7 @@ setup:			## install what building needs (Debian, as root)
 prepare: setup		## QEMU's source with the series applied: $(BUILD)/src
 	@tools/prepare
 
-series: prepare		## export the series as mails: $(BUILD)/series
+series: prepare		## export the series as mails: $(BUILD)/series/<topic>
 	@tools/series
 
 refresh:		## bring the commits in $(BUILD)/src back into the series

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The series as it is kept in this repository.
 
-patches/qemu/NNNN-subject.patch is a mail: From, Date, Subject, the message,
-a line `---`, one line `New-file: path` for each file that the commit adds,
-then the changes to existing files as a git diff.  The contents and the mode
-of a new file are those of qemu/<path>.
+It is sorted by topic: patches/qemu/N-name/ has one topic's commits, in order,
+and 0000-cover-letter.txt: From, Date, Subject, the text.  In git that is an
+empty commit ahead of the topic's others, its marker: `N-name: Subject`, text.
+
+NNNN-subject.patch is a mail: From, Date, Subject, the message, a line `---`,
+one line `New-file: path` for each file that the commit adds, then the changes
+to existing files as a git diff.  The contents and the mode of a new file are
+those of qemu/<path>.
 """
 
 import hashlib
+import itertools
 import os
 import re
 from dataclasses import dataclass, field
@@ -15,9 +20,14 @@ from pathlib import Path
 
 from tree import ROOT, UTF8, Refused
 
+COVER = '0000-cover-letter.txt'
+MARKER = re.compile(r'(\d-[a-z0-9-]+): \S')
+
 
 @dataclass
 class Patch:
+    """A commit.  name is below patches/qemu/; a cover letter's message is
+    its marker's."""
     name: str
     author: str = ''
     email: str = ''
@@ -30,6 +40,14 @@ class Patch:
     def subject(self):
         return self.message.split('\n', 1)[0]
 
+    @property
+    def topic(self):
+        return self.name.rpartition('/')[0]
+
+    @property
+    def is_cover(self):
+        return self.name == f'{self.topic}/{COVER}'
+
     def changed(self):
         """Existing files that the diff changes."""
         return re.findall(r'^diff --git a/(.*) b/\1$', self.diff, re.M)
@@ -37,10 +55,14 @@ class Patch:
     def dump(self):
         """The patch file's text; parse() reads it back."""
         subject, _, body = self.message.partition('\n')
+        if self.is_cover:
+            subject = subject.removeprefix(f'{self.topic}: ')
+        mail = (f'From: {self.author} <{self.email}>\nDate: {self.date}\n'
+                f'Subject: {subject}\n\n{body.strip()}\n')
         new = ''.join(f'New-file: {path}\n' for path in self.new_files)
-        return (f'From: {self.author} <{self.email}>\nDate: {self.date}\n'
-                f'Subject: {subject}\n\n{body.strip()}\n---\n{new}'
-                + ('\n' if new and self.diff else '') + self.diff)
+        return mail if self.is_cover else (
+            f'{mail}---\n{new}' + ('\n' if new and self.diff else '')
+            + self.diff)
 
 
 def parse(name, text):
@@ -49,8 +71,6 @@ def parse(name, text):
         raise Refused(f'patches/qemu/{name}: {why}')
 
     mail, separator, rest = text.partition('\n---\n')
-    if not separator:
-        bad("no line '---' between the message and the changes")
     head, _, body = mail.partition('\n\n')
     headers = dict(re.findall(r'^([A-Za-z-]+): (.*)$', head, re.M))
     for key in 'From', 'Date', 'Subject':
@@ -59,12 +79,20 @@ def parse(name, text):
     who = re.fullmatch(r'(.+) <(\S+)>', headers['From'])
     if not who:
         bad("From: is not of the form 'Name <address>'")
+    patch = Patch(name, who[1], who[2], headers['Date'],
+                  (headers['Subject'] + '\n\n' + body.strip()).strip())
+    if patch.is_cover:
+        patch.message = f'{patch.topic}: {patch.message}'
+        if not MARKER.match(patch.message):
+            bad("its folder's name is not of the form N-name, in lower case")
+        if separator or not body.strip():
+            bad("a cover letter has a text, and no line '---'")
+        return patch
+    if not separator:
+        bad("no line '---' between the message and the changes")
     start = re.search(r'^diff --git ', rest, re.M)
     listing = rest[:start.start()] if start else rest
-    diff = rest[start.start():] if start else ''
-    patch = Patch(name, who[1], who[2], headers['Date'],
-                  (headers['Subject'] + '\n\n' + body.strip()).strip(),
-                  diff=diff)
+    diff = patch.diff = rest[start.start():] if start else ''
     for line in listing.splitlines():
         if line.startswith('New-file: '):
             patch.new_files.append(line[10:].strip())
@@ -86,10 +114,13 @@ class Series:
     def __init__(self, root=ROOT):
         self.new = Path(root) / 'qemu'
         self.patches_dir = Path(root) / 'patches' / 'qemu'
-        self.patches = [parse(p.name, read(p)) for p in self.patch_files()]
+        self.patches = [parse(str(p.relative_to(self.patches_dir)), read(p))
+                        for p in self.patch_files()]
 
     def patch_files(self):
-        return sorted(self.patches_dir.glob('*.patch'))
+        """Cover letters as well, by folder and name."""
+        return sorted(p for p in self.patches_dir.rglob('*')
+                      if p.suffix == '.patch' or p.name == COVER)
 
     def new_files(self):
         """Paths of all files that exist below qemu/."""
@@ -109,6 +140,12 @@ class Series:
     def problems(self, base_files):
         """What is wrong between qemu/, the listings and the base."""
         found, owner = [], {}
+        for topic, patches in itertools.groupby(self.patches,
+                                                lambda patch: patch.topic):
+            covers = [patch.is_cover for patch in patches]
+            if topic and (not covers[0] or len(covers) == 1):
+                found.append(f'patches/qemu/{topic} must have {COVER} and '
+                             'patches')
         for patch in self.patches:
             for path in patch.new_files:
                 if path in owner:
@@ -128,6 +165,20 @@ class Series:
         found += [f'qemu/{path} is listed by no patch'
                   for path in self.new_files() if path not in owner]
         return found
+
+
+def topics(tree, head):
+    """[name, marker, last commit] of each topic in the commits base..head."""
+    found = []
+    for line in tree.text('log', '--reverse', '--format=%H %s',
+                          f'base..{head}').splitlines():
+        commit, _, subject = line.partition(' ')
+        marker = MARKER.match(subject)
+        if marker:
+            found.append([marker[1], commit, commit])
+        elif found:
+            found[-1][2] = commit
+    return found
 
 
 def read(path):

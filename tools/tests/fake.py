@@ -83,9 +83,15 @@ class Project(unittest.TestCase):
         self.git('add', '-A')
         self.git('commit', '-q', '-m', message)
 
+    def topic(self, name):
+        """Begin a topic."""
+        self.git('commit', '-q', '--allow-empty', '-m',
+                 f'{name}: What “{name}” does\n\nIts purpose.\n\nMore.')
+
     def make_series(self):
         """Two commits, made as a developer makes them, and a refresh."""
         self.good('prepare')
+        self.topic('1-first')
         changed = LINES.copy()
         changed[19] = 'changed by the first\n'
         self.commit('migration: Add a helper\n\nWhat it does, and why.',
@@ -108,8 +114,15 @@ class Project(unittest.TestCase):
                 for f in folders or ('qemu', 'patches')
                 for p in (self.root / f).rglob('*') if p.is_file()}
 
-    def patch(self, number):
-        return next((self.root / 'patches/qemu').glob(f'{number:04}-*'))
+    def patch(self, number, topic='1-first'):
+        return next((self.root / 'patches/qemu' / topic).glob(
+            f'{number:04}-*'))
+
+    def patch_names(self):
+        """All that is below patches/qemu/."""
+        folder = self.root / 'patches/qemu'
+        return sorted(str(p.relative_to(folder)) for p in folder.rglob('*')
+                      if p.is_file())
 
     def replace(self, path, old, new):
         text = path.read_text()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Mistakes in the series are named; work in the tree is never lost."""
 
+import shutil
+
 from fake import Project
 
 
@@ -21,8 +23,8 @@ class Listing(Project):
     def test_listed_twice(self):
         self.replace(self.patch(2), 'New-file: ',
                      'New-file: migration/helper.c\nNew-file: ')
-        self.both_refuse('migration/helper.c is listed by 0001-',
-                         'and 0002-')
+        self.both_refuse('migration/helper.c is listed by 1-first/0001-',
+                         'and 1-first/0002-')
 
     def test_exists_upstream(self):
         (self.root / 'qemu/migration/other.c').write_text('mine\n')
@@ -59,6 +61,23 @@ class Listing(Project):
         self.replace(self.patch(1), 'Date: ', 'When: ')
         self.both_refuse('0001-', 'no Date: line')
 
+    def test_no_cover_letter(self):
+        self.patch(0).unlink()
+        self.both_refuse('patches/qemu/1-first must have 0000-cover-letter')
+
+    def test_cover_letter_of_nothing(self):
+        (self.root / 'patches/qemu/2-second').mkdir()
+        shutil.copy(self.patch(0), self.root / 'patches/qemu/2-second')
+        self.both_refuse('patches/qemu/2-second must have 0000-cover-letter')
+
+    def test_cover_letter_without_text(self):
+        self.replace(self.patch(0), 'Its purpose.\n\nMore.\n', '')
+        self.both_refuse('1-first/0000-cover-letter.txt: a cover letter has')
+
+    def test_name_of_a_folder(self):
+        self.patch(0).parent.rename(self.root / 'patches/qemu/First')
+        self.both_refuse('First/0000-cover-letter.txt: its folder')
+
 
 class Lint(Project):
     def failing(self):
@@ -76,6 +95,7 @@ class Lint(Project):
 
     def test_license_and_message(self):
         self.good('prepare')
+        self.topic('1-first')
         self.commit('no area in this subject\n\n' + 'long ' * 20,
                     new__c='/* no license */\n')
         self.good('refresh')
@@ -87,6 +107,7 @@ class Lint(Project):
 
     def test_message_that_git_am_changes(self):
         self.good('prepare')
+        self.topic('1-first')
         self.commit('migration: [RFC] ends well\n\nBody.\n\n-- >8 --\nlost',
                     new__c='/* SPDX-License-Identifier: MIT */\n')
         self.good('refresh')
@@ -197,6 +218,30 @@ class Refresh(Project):
     def test_message_that_ends_the_mail(self):
         self.commit('migration: x\n\nabove\n---\nbelow', x__c='x\n')
         self.assertIn('start of the changes', self.refused('refresh'))
+
+    def test_no_topic(self):
+        self.git('reset', '-q', '--hard', 'base')
+        self.commit('migration: x', x__c='x\n')
+        self.assertIn('first commit must be the marker',
+                      self.refused('refresh'))
+
+    def test_marker_with_changes(self):
+        self.commit('2-second: Title\n\nText.', x__c='x\n')
+        self.assertIn('must not change anything', self.refused('refresh'))
+
+    def test_order_of_topics(self):
+        self.topic('1-a')
+        self.commit('migration: x', x__c='x\n')
+        self.assertIn('this one follows 1-first', self.refused('refresh'))
+
+    def test_topic_twice(self):
+        self.topic('1-first')
+        self.commit('migration: x', x__c='x\n')
+        self.assertIn('this one follows 1-first', self.refused('refresh'))
+
+    def test_empty_commit(self):
+        self.git('commit', '-q', '--allow-empty', '-m', 'migration: nothing')
+        self.assertIn('changes nothing', self.refused('refresh'))
 
     def test_merge(self):
         self.git('checkout', '-q', '-b', 'side', 'HEAD^')

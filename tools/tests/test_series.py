@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """prepare, refresh, series: the way there and back loses nothing."""
 
+import email
+import email.policy
 import os
+import re
+import shutil
+import subprocess
 import unittest
+from pathlib import Path
 
 from fake import LINES, Project, make_base
 
@@ -24,7 +30,7 @@ class RoundTrip(Project):
         mails = self.good('series')
         self.assertIn('2 mails', mails)
         self.git('checkout', '-q', '--detach', 'base')
-        self.git('am', *sorted(map(str, self.build.glob('series/*.patch'))))
+        self.git('am', '--empty=drop', *sorted(map(str, self.build.glob('series/*/*.patch'))))
         self.assertEqual(self.git('rev-parse', 'HEAD^{tree}'), tree)
 
     def test_refresh_is_stable(self):
@@ -50,8 +56,125 @@ class RoundTrip(Project):
         self.git('reset', '-q', '--hard', 'HEAD^')
         self.good('refresh')
         self.assertFalse((self.root / 'qemu/scripts').exists())
-        self.assertEqual(len(list(self.root.glob('patches/qemu/*'))), 1)
+        self.assertEqual(self.patch_names(), ['1-first/0000-cover-letter.txt',
+                         '1-first/0001-migration-Add-a-helper.patch'])
         self.good('prepare', build=self.top / 'other')
+
+
+class Topics(Project):
+    NAMES = ['1-first/0000-cover-letter.txt',
+             '1-first/0001-migration-Add-a-helper.patch',
+             '1-first/0002-scripts-Add-a-script.patch',
+             '2-second/0000-cover-letter.txt',
+             '2-second/0001-other-Change-it.patch',
+             '2-second/0002-other-Once-more.patch']
+
+    def setUp(self):
+        super().setUp()
+        self.make_series()
+        self.topic('2-second')
+        self.commit('other: Change it', migration_0other__c='changed\n',
+                    new__c='new\n')
+        self.commit('other: Once more', migration_0other__c='again\n')
+        self.good('refresh')
+
+    def test_folders(self):
+        self.assertEqual(self.patch_names(), self.NAMES)
+        cover = self.patch(0, '2-second').read_text()
+        self.assertRegex(cover, r'\AFrom: Zoë Dev <zoe@example.org>\nDate: .*\n'
+                         'Subject: What “2-second” does\n\n'
+                         r'Its purpose.\n\nMore.\n\Z')
+        self.assertEqual(self.git('log', '--format=%s', 'base..'), '\n'.join((
+            'other: Once more', 'other: Change it',
+            '2-second: What “2-second” does', 'scripts: Add a script',
+            'migration: Add a helper', '1-first: What “1-first” does')))
+        self.assertIn('with 4 patches',
+                      self.good('prepare', build=self.top / 'other'))
+        self.assertEqual(self.git('rev-parse', 'HEAD'), self.git(
+            'rev-parse', 'HEAD', tree=self.top / 'other/src'))
+
+    def test_mails_topic_by_topic(self):
+        (self.build / 'series').mkdir()
+        (self.build / 'series/stale.patch').touch()
+        output = self.good('series')
+        self.assertEqual({p.name for p in self.build.glob('series/*')},
+                         {'1-first', '2-second'})
+        ends = self.git('rev-parse', 'HEAD~3^{tree}', 'HEAD^{tree}').split()
+        self.assertNotEqual(*ends)
+        self.git('checkout', '-q', '-b', 'pristine', 'base')
+        for name, end in zip(('1-first', '2-second'), ends):
+            command = (f'git am --empty=drop {self.build}/series/{name}/'
+                       '*.patch')
+            self.assertIn(command, output)
+            subprocess.run(command, shell=True, check=True, cwd=self.tree,
+                           capture_output=True,
+                           env=dict(os.environ, GIT_COMMITTER_NAME='x',
+                                    GIT_COMMITTER_EMAIL='x@example.org'))
+            self.assertEqual(self.git('rev-parse', 'HEAD^{tree}'), end)
+        self.assertEqual(self.git('rev-list', '--count', 'base..'), '4')
+
+    def test_cover_letters(self):
+        self.good('series')
+        first = {p: p.read_bytes() for p in self.build.glob('series/*/*')}
+        for name in '1-first', '2-second':
+            mails = [email.message_from_bytes(p.read_bytes(),
+                                              policy=email.policy.default)
+                     for p in sorted(self.build.glob(f'series/{name}/*'))]
+            self.assertEqual([re.match(r'\[.*?\]', mail['Subject'])[0]
+                              for mail in mails],
+                             ['[PATCH 0/2]', '[PATCH 1/2]', '[PATCH 2/2]'])
+            self.assertEqual(mails[0]['Subject'],
+                             f'[PATCH 0/2] What “{name}” does')
+            self.assertEqual(mails[0]['From'], 'Zoë Dev <zoe@example.org>')
+            text = mails[0].get_content()
+            self.assertRegex(text, r'\AIts purpose.\n\nMore.\n\nZoë Dev \(2\):\n')
+            self.assertIn(' 2 files changed' if name == '2-second'
+                          else ' 3 files changed', text)
+            self.assertNotIn('***', text)
+        self.good('series')
+        self.assertEqual(first, {p: p.read_bytes() for p in
+                                 self.build.glob('series/*/*')})
+        self.assertEqual(self.git('for-each-ref', '--format=%(refname)'),
+                         'refs/heads/series\nrefs/tags/base')
+
+    def test_a_topic_that_is_gone(self):
+        self.git('reset', '-q', '--hard', 'HEAD~3')
+        self.good('refresh')
+        self.assertEqual(self.patch_names(), self.NAMES[:3])
+        self.assertFalse((self.root / 'patches/qemu/2-second').exists())
+        self.assertFalse((self.root / 'qemu/new.c').exists())
+
+    def test_a_topic_in_two(self):
+        self.git('reset', '-q', '--hard', 'HEAD^')
+        self.topic('3-third')
+        self.commit('other: Once more', migration_0other__c='again\n')
+        self.good('refresh')
+        self.assertEqual(self.patch_names(), self.NAMES[:5] + [
+            '3-third/0000-cover-letter.txt',
+            '3-third/0001-other-Once-more.patch'])
+
+    def test_from_a_series_without_folders(self):
+        before, patches = self.contents(), self.root / 'patches/qemu'
+        for number, name in enumerate(self.NAMES):
+            if name.endswith('.patch'):
+                (patches / name).rename(
+                    patches / f'{number:04}{Path(name).name[4:]}')
+        for name in '1-first', '2-second':
+            shutil.rmtree(patches / name)
+        self.good('prepare')
+        head = self.git('rev-parse', 'HEAD')
+        self.git('reset', '-q', '--hard', 'base')
+        self.topic('1-first')
+        self.git('cherry-pick', f'base..{head}~2')
+        self.topic('2-second')
+        self.git('cherry-pick', f'{head}~2..{head}')
+        self.good('refresh')
+        # The markers are new and so are their dates.
+        after = self.contents()
+        self.assertEqual(after.keys(), before.keys())
+        for name in before:
+            if name.suffix != '.txt':
+                self.assertEqual(after[name], before[name])
 
 
 class Updates(Project):
