@@ -52,6 +52,13 @@ class Patch:
         """Existing files that the diff changes."""
         return re.findall(r'^diff --git a/(.*) b/\1$', self.diff, re.M)
 
+    def added(self):
+        """{path: lines that the diff adds} to existing files."""
+        return {section.partition('\n')[0].partition(' b/')[2]:
+                re.findall(r'^\+(.*)', section.partition('\n@@ ')[2], re.M)
+                for section in re.split(r'^diff --git ', self.diff,
+                                        flags=re.M)[1:]}
+
     def dump(self):
         """The patch file's text; parse() reads it back."""
         subject, _, body = self.message.partition('\n')

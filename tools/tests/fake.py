@@ -100,7 +100,7 @@ class Project(unittest.TestCase):
                     'GPL-2.0-or-later */\n')
         changed[5] = 'changed by the second\n'
         script = self.tree / 'scripts/run me'
-        script.parent.mkdir()
+        script.parent.mkdir(exist_ok=True)
         script.write_bytes(b'#!/bin/sh\n# SPDX-License-Identifier: MIT\n'
                            b'# \xff is not UTF-8\n')
         script.chmod(0o755)

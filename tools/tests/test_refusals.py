@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Mistakes in the series are named; work in the tree is never lost."""
 
+import re
 import shutil
 
 from fake import Project
@@ -104,6 +105,59 @@ class Lint(Project):
         self.assertIn('qemu/new.c has no SPDX-License-Identifier', output)
         self.assertIn('the subject is not', output)
         self.assertIn('longer than 76: long', output)
+
+    def test_widths(self):
+        page = '.. SPDX-License-Identifier: MIT\n'
+        (self.base / 'old.rst').write_text('a b' * 40 + '\n')
+        self.good('prepare')
+        self.topic('1-first')
+        self.git('commit', '-q', '--amend', '--allow-empty',
+                 '-m', '1-first: T', '-m', 'c' * 76 + ' c')
+        self.commit('docs: Add', old__rst='a b' * 40 + '\nold ' + 'b' * 77,
+                    fits__rst=page + 'x' * 99 + '\nis 80 ' + 'c' * 74,
+                    new__rst=page + 'new ' + 'd' * 77)
+        self.good('refresh')
+        (self.root / 'README.md').write_text(
+            'x' * 120 + '\nfits ' + 'y' * 95 + '\nread ' + 'y' * 96)
+        failed, output = self.failing()
+        self.assertEqual(failed, [
+            'FAIL subjects `area: summary`, lines of at most 76 columns',
+            'FAIL lines of at most 80 columns in .rst, of 100 in .md'])
+        self.assertIn('1-first/0000-cover-letter.txt: longer than 76: ccc',
+                      output)
+        self.assertEqual(re.findall(r'\S+: longer than \d+: \w+ \w',
+                                    output)[1:],
+                         ['README.md: longer than 100: read y',
+                          'qemu/new.rst: longer than 80: new d',
+                          'old.rst: longer than 80: old b'])
+
+    def grow(self, hunk, new):
+        """Lint a commit that adds so many lines to a file and a new one."""
+        self.make_series()
+        head = '/* SPDX-License-Identifier: MIT */\n'
+        self.commit('other: Grow', migration_0other__c='line\n' * hunk,
+                    new__c=head + 'x\n' * (new - 1))
+        self.good('refresh')
+
+    def test_sizes_that_can_be_reviewed(self):
+        self.grow(400, 700)
+        self.good('lint')
+
+    def test_too_large(self):
+        self.grow(401, 701)
+        failed, output = self.failing()
+        self.assertEqual(len(failed), 1, output)
+        self.assertIn('0003-other-Grow.patch adds 401 lines', output)
+        self.assertIn('qemu/new.c has 701 lines', output)
+
+    def test_checkpatch_of_all_but_cover_letters(self):
+        script = self.base / 'scripts/checkpatch.pl'
+        script.parent.mkdir()
+        script.write_text('print "$ARGV[-1]:1: WARNING: seen\\n"; exit 1;\n')
+        self.make_series()
+        _, output = self.failing()
+        self.assertEqual(re.findall(r'(\d{4}-).*: WARNING: seen', output),
+                         ['0001-', '0002-'])
 
     def test_message_that_git_am_changes(self):
         self.good('prepare')

@@ -30,7 +30,8 @@ class RoundTrip(Project):
         mails = self.good('series')
         self.assertIn('2 mails', mails)
         self.git('checkout', '-q', '--detach', 'base')
-        self.git('am', '--empty=drop', *sorted(map(str, self.build.glob('series/*/*.patch'))))
+        self.git('am', '--empty=drop', *sorted(
+            map(str, self.build.glob('series/*/*.patch'))))
         self.assertEqual(self.git('rev-parse', 'HEAD^{tree}'), tree)
 
     def test_refresh_is_stable(self):
@@ -81,7 +82,8 @@ class Topics(Project):
     def test_folders(self):
         self.assertEqual(self.patch_names(), self.NAMES)
         cover = self.patch(0, '2-second').read_text()
-        self.assertRegex(cover, r'\AFrom: Zoë Dev <zoe@example.org>\nDate: .*\n'
+        self.assertRegex(cover, r'\AFrom: Zoë Dev <zoe@example.org>\n'
+                         r'Date: .*\n'
                          'Subject: What “2-second” does\n\n'
                          r'Its purpose.\n\nMore.\n\Z')
         self.assertEqual(self.git('log', '--format=%s', 'base..'), '\n'.join((
@@ -127,7 +129,8 @@ class Topics(Project):
                              f'[PATCH 0/2] What “{name}” does')
             self.assertEqual(mails[0]['From'], 'Zoë Dev <zoe@example.org>')
             text = mails[0].get_content()
-            self.assertRegex(text, r'\AIts purpose.\n\nMore.\n\nZoë Dev \(2\):\n')
+            self.assertRegex(text, r'\AIts purpose.\n\nMore.\n\n'
+                             r'Zoë Dev \(2\):\n')
             self.assertIn(' 2 files changed' if name == '2-second'
                           else ' 3 files changed', text)
             self.assertNotIn('***', text)
