@@ -40,7 +40,7 @@ refresh:		## bring the commits in $(BUILD)/src back into the series
 lint: prepare		## check the series and the scripts
 	@tools/lint
 
-bisect: prepare		## build and unit-test every commit of the series
+bisect: prepare		## build and test every commit of the series
 	@tools/bisect
 
 check: setup		## all tests; the last line sums them up
