@@ -1,16 +1,13 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Sources that apt is configured with, and private sources made from them.
 
-Run as a program, `apt_source.py SUITE [TYPE]` prints a deb822 entry for a
-Debian suite (TYPE is deb or deb-src, default deb) from the same place, with
-the same keyring, as the machine's own entry for the running release.
+`apt-get indextargets` tells the same only of lists that have been downloaded,
+and not the keyrings.
 """
 
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 STABLE_NAMES = ('stable', 'oldstable', 'oldoldstable', 'testing')
@@ -82,7 +79,10 @@ def own_entry():
 
 
 def private_entry(suite, kind='deb'):
-    """A deb822 entry for `suite`; None if apt has no Debian mirror."""
+    """A deb822 entry for `suite`; None if apt has no Debian mirror.
+
+    From the same place, with the same keyring, as the machine's own.
+    """
     entry = own_entry()
     if not entry:
         return None
@@ -106,11 +106,3 @@ def sites():
             found.add(host if re.search(r'[a-z].*\.', host)
                       else re.sub(r'^\w+:/*', '', uri).rstrip('/'))
     return {site for site in found if len(site) > 3}
-
-
-if __name__ == '__main__':
-    text = private_entry(*sys.argv[1:])
-    if not text:
-        sys.exit('apt_source.py: apt is not configured with a Debian mirror '
-                 'for the running release')
-    print(text, end='')

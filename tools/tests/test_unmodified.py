@@ -106,6 +106,21 @@ class Unmodified(Project):
                                text=True, capture_output=True).stdout
         self.assertRegex(shown, r'(?m)^qemu-system-x86_64 -L .* -M a b $')
 
+    def test_a_package(self):
+        """What setup takes from backports."""
+        self.publish('trixie', '10.0.98')
+        folder = self.top / 'got'
+        folder.mkdir()
+        apt = {'APT_CONFIG': str(self.top / 'apt.conf'),
+               'OS_RELEASE': str(self.top / 'os-release')}
+        self.good('lib/private_apt.py', 'trixie', 'libc6', folder, **apt)
+        self.assertEqual([p.name for p in folder.iterdir()],
+                         ['libc6_2.99_amd64.deb'])
+        self.assertIn('nothing', self.refused(
+            'lib/private_apt.py', 'trixie', 'nothing', folder, **apt))
+        self.assertIn('sid cannot be read', self.refused(
+            'lib/private_apt.py', 'sid', 'libc6', folder, **apt))
+
     def test_it_is_fetched_once(self):
         self.publish('trixie', '10.0.98')
         path, _ = self.run_it()
