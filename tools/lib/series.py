@@ -48,16 +48,13 @@ class Patch:
     def is_cover(self):
         return self.name == f'{self.topic}/{COVER}'
 
-    def changed(self):
-        """Existing files that the diff changes."""
-        return re.findall(r'^diff --git a/(.*) b/\1$', self.diff, re.M)
-
     def added(self):
-        """{path: lines that the diff adds} to existing files."""
-        return {section.partition('\n')[0].partition(' b/')[2]:
-                re.findall(r'^\+(.*)', section.partition('\n@@ ')[2], re.M)
-                for section in re.split(r'^diff --git ', self.diff,
-                                        flags=re.M)[1:]}
+        """{existing file: lines that the diff adds to it}"""
+        return {path: re.findall(r'^\+(.*)', changes.partition('\n@@ ')[2],
+                                 re.M)
+                for path, changes in re.findall(
+                    r'^diff --git a/(.*) b/\1\n((?:(?!diff --git ).*\n)*)',
+                    self.diff, re.M)}
 
     def dump(self):
         """The patch file's text; parse() reads it back."""
@@ -166,7 +163,7 @@ class Series:
                     found.append(f'{path}, listed by {patch.name}, is '
                                  'missing below qemu/')
         for patch in self.patches:
-            for path in set(patch.changed()) & set(owner):
+            for path in patch.added().keys() & owner.keys():
                 found.append(f'{patch.name} has a hunk for {path}, which '
                              f'{owner[path]} adds: put it into qemu/{path}')
         found += [f'qemu/{path} is listed by no patch'

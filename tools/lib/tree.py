@@ -2,8 +2,9 @@
 """The prepared QEMU tree, a repository of its own below the build directory.
 
 `base` is the pristine source as one commit; the branch `series` has one
-commit for each patch on top of it.  What the tools made last is recorded in
-.git/series-state, so that a developer's own work there is noticed.
+commit for each patch and cover letter on top of it.  What the tools made last
+is recorded in .git/series-state, so that a developer's own work there is
+noticed.
 """
 
 import json

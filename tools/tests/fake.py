@@ -85,7 +85,8 @@ class Project(unittest.TestCase):
 
     def topic(self, name):
         """Begin a topic."""
-        self.git('commit', '-q', '--allow-empty', '-m',
+        self.git('commit', '-q', '--allow-empty',
+                 '--date=2001-02-03T04:05:06Z', '-m',
                  f'{name}: What “{name}” does\n\nIts purpose.\n\nMore.')
 
     def make_series(self):

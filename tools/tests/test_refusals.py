@@ -130,6 +130,7 @@ class Lint(Project):
                          ['README.md: longer than 100: read y',
                           'qemu/new.rst: longer than 80: new d',
                           'old.rst: longer than 80: old b'])
+        self.assertEqual(output.count('longer than'), 4, output)
 
     def grow(self, hunk, new):
         """Lint a commit that adds so many lines to a file and a new one."""

@@ -95,6 +95,14 @@ class Topics(Project):
         self.assertEqual(self.git('rev-parse', 'HEAD'), self.git(
             'rev-parse', 'HEAD', tree=self.top / 'other/src'))
 
+    def test_a_cover_letter_changes(self):
+        self.replace(self.patch(0, '2-second'), 'Its purpose.', 'Why it is.')
+        self.good('prepare')
+        self.assertIn('Why it is.',
+                      self.git('log', '-1', '--format=%b', 'HEAD~2'))
+        self.git('commit', '-q', '--amend', '--allow-empty', '-m', 'x')
+        self.refused('prepare', '--saved')
+
     def test_mails_topic_by_topic(self):
         (self.build / 'series').mkdir()
         (self.build / 'series/stale.patch').touch()
@@ -128,6 +136,7 @@ class Topics(Project):
             self.assertEqual(mails[0]['Subject'],
                              f'[PATCH 0/2] What “{name}” does')
             self.assertEqual(mails[0]['From'], 'Zoë Dev <zoe@example.org>')
+            self.assertIn('3 Feb 2001 04:05:06 +0000', mails[0]['Date'])
             text = mails[0].get_content()
             self.assertRegex(text, r'\AIts purpose.\n\nMore.\n\n'
                              r'Zoë Dev \(2\):\n')
