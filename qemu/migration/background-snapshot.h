@@ -9,16 +9,6 @@
 #define MIGRATION_BACKGROUND_SNAPSHOT_H
 
 #include "migration.h"
-#include "write-trap.h"
-
-/**
- * background_snapshot_choose_trap: which write trap is right for this VM
- *
- * Obeys the parameter snapshot-write-trap.  Main thread, with the BQL held.
- *
- * Returns: the trap, or NULL with @errp saying what is in the way
- */
-const WriteTrapOps *background_snapshot_choose_trap(Error **errp);
 
 /**
  * background_snapshot_setup: get ready for a snapshot, before its destination
@@ -46,18 +36,6 @@ void background_snapshot_start(MigrationState *s);
  * this is to be a background snapshot that must be able to end @ioc's writes
  */
 QIOChannel *background_snapshot_channel(QIOChannel *ioc);
-
-/**
- * background_snapshot_save_ram: write pages to the stream
- *
- * Called for the RAM section in the middle of a migration, in its thread.
- *
- * Returns: 1 if all of RAM is saved, 0 if there is more, -errno on errors
- */
-int background_snapshot_save_ram(QEMUFile *f);
-
-/* Returns: whether a background snapshot's traps are armed; its thread only */
-bool background_snapshot_active(void);
 
 /**
  * background_snapshot_cancel: lift all traps at once

@@ -17,25 +17,6 @@
 /* When to look again after what cannot be mended yet */
 #define MEND_PAUSE_US 5000
 
-void snapshot_ram_note_split(SnapshotRAM *s, SnapshotBlock *b, size_t first,
-                             size_t end)
-{
-    size_t range, last;
-
-    if (!b->num_huge) {
-        return;
-    }
-    last = huge_range(s, b, end - 1);
-    for (range = huge_range(s, b, first); range <= last; range++) {
-        if (test_bit(range, b->huge) && !unit_test(b->split, range) &&
-            (first > huge_first(s, b, range) || end < huge_end(s, b, range))) {
-            set_bit_atomic(range, b->split);
-            stat64_add(&s->huge_split, 1);
-            qemu_event_set(&s->mend_event);
-        }
-    }
-}
-
 /* Does all of a range exist, so that to collapse it takes no new memory? */
 static bool is_whole(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                      size_t end, bool *huge)
@@ -45,14 +26,14 @@ static bool is_whole(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     size_t num = end - first;
 
     if (!s->pages ||
-        !host_pages_find(s->pages, b->host + first * b->unit_size,
+        !host_pages_find(s->pages, b->source.host + first * b->unit_size,
                          num * b->unit_size, b->unit_size, false, exist,
                          host_pages_know_huge(s->pages) ? &is_huge : NULL,
                          NULL)) {
         return false;
     }
     *huge = is_huge;
-    if (b->ram.shared) {
+    if (b->source.shared) {
         /* In its file, whatever the page tables say */
         return ram_source_has_no_hole(&b->source, first, end);
     }
@@ -169,7 +150,7 @@ size_t snapshot_ram_mend_rest(SnapshotRAM *s)
         if (!b->num_huge) {
             continue;
         }
-        if (b->ram.shared && b->ram.writable && !s->mending_rest) {
+        if (b->source.shared && b->writable && !s->mending_rest) {
             /* A trap may have split all of them */
             bitmap_copy(b->split, b->huge, b->num_huge);
         } else {

@@ -5,8 +5,11 @@
  *
  * Copyright (c) 2026 the background-snapshot authors
  *
- * snapshot-ram.c: the table, and the scanner
- * snapshot-save.c: the one door, and writes that were stopped
+ * snapshot-ram.c: the table, and the end
+ * snapshot-arm.c: the beginning: looks what exists, arms the trap
+ * snapshot-save.c: the one door, which all below go through
+ * snapshot-fault.c: writes that have to wait for a copy
+ * snapshot-scan.c: the scanner, and what to write next
  * snapshot-mend.c: huge pages
  */
 #ifndef MIGRATION_SNAPSHOT_RAM_INTERNAL_H
@@ -16,6 +19,7 @@
 #include "qemu/stats64.h"
 #include "qemu/thread.h"
 #include "qemu/units.h"
+#include "page-buffer.h"
 #include "ram-source.h"
 #include "snapshot-ram.h"
 
@@ -29,10 +33,14 @@
 #define ZERO_SLOTS 64
 
 typedef struct SnapshotBlock {
-    SnapshotRAMBlock ram;
+    /* See SnapshotBlockInfo */
+    void *owner;
     char *name;
+    size_t size;
+    bool writable;
+    const unsigned long *save;
+    /* Where it is, and what of it exists */
     RAMSource source;
-    uint8_t *host;
 
     /* A unit is claimed and released as a whole: a page of the host */
     size_t unit_pages;
@@ -47,7 +55,7 @@ typedef struct SnapshotBlock {
 
     /*
      * The ranges where the host can have a huge page, the first of which
-     * begins at or before @host.  0 if it can have none.
+     * begins at or before its start.  0 if it can have none.
      */
     uint8_t *huge_host;
     size_t num_huge;
@@ -63,7 +71,9 @@ struct SnapshotRAM {
     /* Tells it from all others that there have been */
     unsigned int number;
     /* Do not change once the traps are armed */
+    /* NULL after snapshot_ram_close() */
     PageBuffer *buffer;
+    size_t buffer_peak;
     SnapshotRAMConfig config;
     size_t page_size;
     size_t huge_size;
@@ -102,7 +112,7 @@ struct SnapshotRAM {
     bool stopped;
     const char *failure;
 
-    /* How long urgent callers have waited, less what has come back since then */
+    /* How long urgent callers have waited, less what has come back since */
     int64_t urgent_waited_us;
     int64_t urgent_since_us;
 
@@ -131,7 +141,7 @@ static inline size_t huge_first(const SnapshotRAM *s, const SnapshotBlock *b,
 {
     uint8_t *host = b->huge_host + range * s->huge_size;
 
-    return host > b->host ? (host - b->host) / b->unit_size : 0;
+    return host > b->source.host ? (host - b->source.host) / b->unit_size : 0;
 }
 
 static inline size_t huge_end(const SnapshotRAM *s, const SnapshotBlock *b,
@@ -144,8 +154,26 @@ static inline size_t huge_end(const SnapshotRAM *s, const SnapshotBlock *b,
 static inline size_t huge_range(const SnapshotRAM *s, const SnapshotBlock *b,
                                 size_t unit)
 {
-    return b->num_huge ? (b->host + unit * b->unit_size - b->huge_host) /
+    return b->num_huge ? (b->source.host + unit * b->unit_size - b->huge_host) /
                          s->huge_size : 0;
+}
+
+/* Is all of it private anonymous memory that does not exist?  Cheap. */
+static inline bool is_untouched(const SnapshotBlock *b, size_t first,
+                                size_t end)
+{
+    return b->source.exist && b->source.fd < 0 &&
+           ram_source_zero_units(&b->source, first) >= end - first;
+}
+
+/* Is a unit in a huge page that nobody has split yet? */
+static inline bool is_whole_huge(const SnapshotRAM *s, const SnapshotBlock *b,
+                                 size_t unit)
+{
+    size_t range = huge_range(s, b, unit);
+
+    return b->num_huge && test_bit(range, b->huge) &&
+           !unit_test(b->split, range);
 }
 
 /* End the snapshot because of an error; the first one is told */
@@ -177,14 +205,26 @@ size_t snapshot_ram_save_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                               size_t *end, const uint32_t *slots,
                               size_t num_slots);
 
+/**
+ * snapshot_ram_scan: save a run of pages that nobody has written yet
+ *
+ * The scanner's step.  Never waits.
+ *
+ * Returns: true if a run was queued; false if all pages are claimed or there
+ * is no room in the buffer
+ */
+bool snapshot_ram_scan(SnapshotRAM *s);
+
+/* Returns: whether the scanner has seen all pages */
+bool snapshot_ram_scan_done(SnapshotRAM *s);
+
 /* WriteTrapFaultFn */
 bool snapshot_ram_fault(void *host, void *opaque);
 
 /*
- * Some units of a block have been released: take note of huge pages that this
- * has split
+ * Whether this thread reads guest RAM to save it, which no trap stops: a fault
+ * then is not the trap's
  */
-void snapshot_ram_note_split(SnapshotRAM *s, SnapshotBlock *b, size_t first,
-                             size_t end);
+extern __thread bool snapshot_ram_copying;
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * The RAM of a background snapshot: block table and scanner
+ * The RAM of a background snapshot: the table of blocks, and the end
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -11,12 +11,17 @@
 #include "qemu/lockable.h"
 #include "snapshot-ram-internal.h"
 
-SnapshotRAM *snapshot_ram_new(PageBuffer *buffer,
-                              const SnapshotRAMConfig *config)
+SnapshotRAM *snapshot_ram_new(const SnapshotRAMConfig *config, Error **errp)
 {
     static unsigned int num_snapshots;
-    SnapshotRAM *s = g_new0(SnapshotRAM, 1);
+    PageBuffer *buffer = page_buffer_new(config->buffer_size,
+                                         config->page_size, errp);
+    SnapshotRAM *s;
 
+    if (!buffer) {
+        return NULL;
+    }
+    s = g_new0(SnapshotRAM, 1);
     s->number = qatomic_add_fetch(&num_snapshots, 1);
     s->buffer = buffer;
     s->config = *config;
@@ -39,7 +44,11 @@ void snapshot_ram_close(SnapshotRAM *s)
         s->trap->ops->free(s->trap);
         s->trap = NULL;
     }
-    s->buffer = NULL;
+    if (s->buffer) {
+        s->buffer_peak = page_buffer_peak(s->buffer);
+        page_buffer_free(s->buffer);
+        s->buffer = NULL;
+    }
 }
 
 void snapshot_ram_free(SnapshotRAM *s)
@@ -50,6 +59,9 @@ void snapshot_ram_free(SnapshotRAM *s)
     for (i = 0; i < s->num_blocks; i++) {
         SnapshotBlock *b = &s->blocks[i];
 
+        if (s->config.free_owner) {
+            s->config.free_owner(b->owner);
+        }
         ram_source_cleanup(&b->source);
         g_free(b->name);
         g_free(b->claimed);
@@ -81,7 +93,7 @@ bool snapshot_ram_check_page_size(size_t host_page_size, size_t page_size,
     return true;
 }
 
-bool snapshot_ram_add_block(SnapshotRAM *s, const SnapshotRAMBlock *block,
+bool snapshot_ram_add_block(SnapshotRAM *s, const SnapshotBlockInfo *block,
                             Error **errp)
 {
     ERRP_GUARD();
@@ -104,19 +116,30 @@ bool snapshot_ram_add_block(SnapshotRAM *s, const SnapshotRAMBlock *block,
     }
 
     s->blocks = g_renew(SnapshotBlock, s->blocks, s->num_blocks + 1);
-    for (i = s->num_blocks; i > 0 && s->blocks[i - 1].host > host; i--) {
+    for (i = s->num_blocks; i > 0 && s->blocks[i - 1].source.host > host; i--) {
         s->blocks[i] = s->blocks[i - 1];
     }
     s->num_blocks++;
 
     b = &s->blocks[i];
     memset(b, 0, sizeof(*b));
-    b->ram = *block;
+    b->owner = block->owner;
     b->name = g_strdup(block->name);
-    b->host = host;
+    b->size = block->size;
+    b->writable = block->writable;
+    b->save = block->save;
     b->unit_pages = unit_pages;
     b->unit_size = unit_size;
     b->num_units = DIV_ROUND_UP(block->size, unit_size);
+    b->source = (RAMSource) {
+        .host = host,
+        .size = b->num_units * unit_size,
+        .unit_size = unit_size,
+        .shared = block->shared,
+        .hugetlb = block->host_page_size > qemu_real_host_page_size(),
+        .fd = block->fd,
+        .fd_offset = block->fd_offset,
+    };
     b->claimed = bitmap_new(b->num_units);
     b->released = bitmap_new(b->num_units);
     if (s->huge_size > unit_size) {
@@ -130,166 +153,6 @@ bool snapshot_ram_add_block(SnapshotRAM *s, const SnapshotRAMBlock *block,
     return true;
 }
 
-/* Find out what exists, of private memory just before it is armed */
-static bool look(SnapshotRAM *s, SnapshotBlock *b, Error **errp)
-{
-    ERRP_GUARD();
-
-    if (ram_source_look(&b->source, b->huge, errp)) {
-        return true;
-    }
-    error_prepend(errp, "RAM block '%s': ", b->name);
-    return false;
-}
-
-bool snapshot_ram_set_trap(SnapshotRAM *s, const WriteTrapOps *ops,
-                           Error **errp)
-{
-    ERRP_GUARD();
-    SnapshotBlock *last = &s->blocks[s->num_blocks - 1];
-    uint8_t *start = s->blocks[0].host;
-    size_t i;
-
-    s->pages = host_pages_new(true, ops->arms_untouched ? NULL : errp);
-    if (!s->pages && !ops->arms_untouched) {
-        return false;
-    }
-    if (s->pages) {
-        host_pages_prepare(s->pages);
-    }
-    s->trap = ops->new(start,
-                       last->host + last->num_units * last->unit_size - start,
-                       snapshot_ram_fault, s, errp);
-    if (!s->trap) {
-        return false;
-    }
-    for (i = 0; i < s->num_blocks; i++) {
-        SnapshotBlock *b = &s->blocks[i];
-
-        b->source = (RAMSource) {
-            .host = b->host,
-            .size = b->num_units * b->unit_size,
-            .unit_size = b->unit_size,
-            .shared = b->ram.shared,
-            .hugetlb = b->ram.host_page_size > qemu_real_host_page_size(),
-            .fd = b->ram.fd,
-            .fd_offset = b->ram.fd_offset,
-        };
-        ram_source_init(&b->source, s->pages);
-        if (b->ram.writable &&
-            !ops->add(s->trap, b->host, b->source.size, errp)) {
-            error_prepend(errp, "RAM block '%s': ", b->name);
-            return false;
-        }
-        if (b->ram.writable && !b->ram.shared && ops->prepare) {
-            ops->prepare(s->trap, b->host);
-        }
-        /* Of shared memory it is only about huge pages, and takes time */
-        if (b->ram.shared && !look(s, b, errp)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-bool snapshot_ram_arm(SnapshotRAM *s, Error **errp)
-{
-    ERRP_GUARD();
-
-    while (s->num_armed < s->num_blocks) {
-        SnapshotBlock *b = &s->blocks[s->num_armed++];
-        bool ok = b->ram.shared || look(s, b, errp);
-
-        if (ok && b->ram.writable &&
-            !s->trap->ops->arm(s->trap, b->host, b->source.size, errp)) {
-            error_prepend(errp, "RAM block '%s': ", b->name);
-            ok = false;
-        }
-        if (!ok) {
-            snapshot_ram_stop(s);
-            return false;
-        }
-    }
-    return true;
-}
-
-/* Save what does not exist, in one piece.  Returns false if there is none. */
-static bool scan_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
-                      bool *room)
-{
-    size_t max = MIN(ZERO_SLOTS, page_buffer_num_slots(s->buffer));
-    size_t zero = ram_source_zero_units(&b->source, first);
-    size_t end = first + MIN(zero, ZERO_SIZE / b->unit_size);
-    size_t n;
-
-    if (zero < 2 || max < b->unit_pages) {
-        return false;
-    }
-    n = page_buffer_try_take(s->buffer, s->scan_slots, b->unit_pages, max,
-                             page_buffer_num_slots(s->buffer) / 2);
-    *room = n > 0;
-    if (n) {
-        stat64_add(&s->scan_pages,
-                   snapshot_ram_save_zero(s, b, first, &end, s->scan_slots, n));
-        s->scan_unit = end;
-    }
-    return true;
-}
-
-bool snapshot_ram_scan(SnapshotRAM *s)
-{
-    size_t leave = page_buffer_num_slots(s->buffer) / 2;
-
-    while (!snapshot_ram_scan_done(s)) {
-        SnapshotBlock *b = &s->blocks[s->scan_block];
-        size_t first, end, range, min, n;
-        bool room = true;
-
-        first = find_next_zero_bit(b->claimed, b->num_units, s->scan_unit);
-        if (first == b->num_units) {
-            s->scan_block++;
-            s->scan_unit = 0;
-            continue;
-        }
-        if (scan_zero(s, b, first, &room)) {
-            return room;
-        }
-
-        /* Up to where the next huge page may begin */
-        range = huge_range(s, b, first);
-        end = b->num_huge ? huge_end(s, b, range)
-                          : MIN(first + MAX_PAGES / b->unit_pages,
-                                b->num_units);
-        /* Somebody may claim @first meanwhile, and does its saving then */
-        end = find_next_bit(b->claimed, end, first + 1);
-
-        /* One that nobody has split is saved as a whole, or later */
-        min = b->unit_pages;
-        if (b->num_huge && test_bit(range, b->huge) &&
-            first == huge_first(s, b, range) &&
-            end == huge_end(s, b, range) &&
-            (end - first) * b->unit_pages <= leave) {
-            min = (end - first) * b->unit_pages;
-        }
-        n = page_buffer_try_take(s->buffer, s->scan_slots, min,
-                                 (end - first) * b->unit_pages, leave);
-        if (!n) {
-            return false;
-        }
-        end = first + n / b->unit_pages;
-        stat64_add(&s->scan_pages,
-                   snapshot_ram_save_units(s, b, first, end, s->scan_slots, n));
-        s->scan_unit = end;
-        return true;
-    }
-    return false;
-}
-
-bool snapshot_ram_scan_done(SnapshotRAM *s)
-{
-    return s->scan_block == s->num_blocks;
-}
-
 void snapshot_ram_stop(SnapshotRAM *s)
 {
     size_t i;
@@ -299,8 +162,9 @@ void snapshot_ram_stop(SnapshotRAM *s)
         int ret = 0;
 
         /* One call for all, which leaves the host fewer mappings, not more */
-        if (b->ram.writable && s->trap) {
-            ret = s->trap->ops->release(s->trap, b->host, b->source.size);
+        if (b->writable && s->trap) {
+            ret = s->trap->ops->release(s->trap, b->source.host,
+                                        b->source.size);
         }
         if (ret < 0) {
             error_report("Cannot release write-protected guest RAM: %s",
@@ -340,4 +204,6 @@ void snapshot_ram_get_stats(SnapshotRAM *s, SnapshotRAMStats *stats)
     stats->untouched_pages = stat64_get(&s->untouched_pages);
     stats->huge_split = stat64_get(&s->huge_split);
     stats->huge_mended = stat64_get(&s->huge_mended);
+    stats->buffer_peak = s->buffer ? page_buffer_peak(s->buffer)
+                                   : s->buffer_peak;
 }

@@ -13,14 +13,13 @@
 #ifndef MIGRATION_SNAPSHOT_RAM_H
 #define MIGRATION_SNAPSHOT_RAM_H
 
-#include "page-buffer.h"
 #include "write-trap.h"
 
 typedef struct SnapshotRAM SnapshotRAM;
 
 /* A block of RAM to save */
-typedef struct SnapshotRAMBlock {
-    /* Stands in the queued entries of the block's pages */
+typedef struct SnapshotBlockInfo {
+    /* Is handed out with the block's pages */
     void *owner;
     /* For errors; is copied */
     const char *name;
@@ -40,7 +39,7 @@ typedef struct SnapshotRAMBlock {
      * snapshot_ram_free().
      */
     const unsigned long *save;
-} SnapshotRAMBlock;
+} SnapshotBlockInfo;
 
 typedef struct SnapshotRAMStats {
     uint64_t faults;            /* writes that were stopped */
@@ -51,11 +50,16 @@ typedef struct SnapshotRAMStats {
     uint64_t untouched_pages;   /* and of these, those that did not exist */
     uint64_t huge_split;        /* huge pages that were released in parts */
     uint64_t huge_mended;       /* of these, those that are huge again */
+    size_t buffer_peak;         /* pages that were in the buffer at a time */
 } SnapshotRAMStats;
 
 typedef struct SnapshotRAMConfig {
-    /* Bytes, a power of two; the buffer's slots hold as many */
+    /* Bytes, a power of two */
     size_t page_size;
+    /* Bytes, at most, for copies of pages */
+    size_t buffer_size;
+    /* Called for each block's owner when the table is freed.  May be NULL. */
+    void (*free_owner)(void *owner);
     /* Whether to look for pages that are all zeroes */
     bool detect_zero;
     /*
@@ -79,9 +83,8 @@ typedef struct SnapshotRAMConfig {
     int urgent_limit_ms;
 } SnapshotRAMConfig;
 
-/* Create an empty table; copies go to @buffer */
-SnapshotRAM *snapshot_ram_new(PageBuffer *buffer,
-                              const SnapshotRAMConfig *config);
+/* Returns: an empty table, or NULL with @errp set */
+SnapshotRAM *snapshot_ram_new(const SnapshotRAMConfig *config, Error **errp);
 
 /**
  * snapshot_ram_check_page_size: can memory be saved that the host protects in
@@ -100,7 +103,7 @@ bool snapshot_ram_check_page_size(size_t host_page_size, size_t page_size,
  * Returns: true, or false with @errp set if the buffer is too small for this
  * block
  */
-bool snapshot_ram_add_block(SnapshotRAM *s, const SnapshotRAMBlock *block,
+bool snapshot_ram_add_block(SnapshotRAM *s, const SnapshotBlockInfo *block,
                             Error **errp);
 
 /**
@@ -167,18 +170,38 @@ size_t snapshot_ram_mend_rest(SnapshotRAM *s);
  */
 void snapshot_ram_inherit(SnapshotRAM *s, const SnapshotRAM *from);
 
-/**
- * snapshot_ram_scan: save a run of pages that nobody has written yet
- *
- * One thread at a time.  Never waits.
- *
- * Returns: true if a run was queued; false if all pages are claimed or there
- * is no room in the buffer
- */
-bool snapshot_ram_scan(SnapshotRAM *s);
+/* A page to write to the image, or several that are all zeroes */
+typedef struct SnapshotPage {
+    /* From the block's SnapshotBlockInfo */
+    void *owner;
+    /* Bytes from the start of the block */
+    uint64_t offset;
+    /* NULL for zeroes */
+    uint8_t *data;
+    /* How many pages; one, if there is data */
+    uint64_t num_pages;
+    /* Private to the table */
+    uint32_t slot;
+} SnapshotPage;
 
-/* Returns: whether the scanner has seen all pages; in the scanner's thread */
-bool snapshot_ram_scan_done(SnapshotRAM *s);
+/**
+ * snapshot_ram_next: what to write to the image next
+ *
+ * First what was saved for guest writes, for that is in the buffer; else what
+ * the scanner saves then; else waits for those who are at it.  One thread at a
+ * time.
+ *
+ * @pages: filled with up to @max; each @data stays until snapshot_ram_written()
+ *
+ * Returns: how many; 0 if all is saved, or after snapshot_ram_stop()
+ */
+size_t snapshot_ram_next(SnapshotRAM *s, SnapshotPage *pages, size_t max);
+
+/* What snapshot_ram_next() has handed out is written, or lost */
+void snapshot_ram_written(SnapshotRAM *s, const SnapshotPage *pages, size_t n);
+
+/* After snapshot_ram_next() returned 0.  Returns: whether all is saved */
+bool snapshot_ram_is_saved(SnapshotRAM *s);
 
 /**
  * snapshot_ram_stop: lift all traps and wake all who wait

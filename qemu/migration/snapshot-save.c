@@ -8,71 +8,9 @@
 #include "qemu/osdep.h"
 #include "qemu/cutils.h"
 #include "qemu/lockable.h"
-#include "qemu/timer.h"
 #include "snapshot-ram-internal.h"
 
-/*
- * A write has this much around it saved and released as well, so that it is
- * not the first of many.  The smaller size takes hardly longer than a page.
- * The larger one is for guests that write so fast that they would be stopped
- * all the time: each write takes longer, but there are far fewer.
- */
-#define FAULT_AROUND_SIZE (16 * KiB)
-#define FAULT_AROUND_BUSY_SIZE (64 * KiB)
-
-/*
- * To release less than a huge page splits it, which slows the guest down until
- * it is mended, and a whole one takes as long to copy as ten such writes.  Of a
- * guest that writes fast, one in so many gets that: most writes are stopped for
- * a short time, and soon there is not much left that they could split.
- */
-#define BUSY_WHOLE 4
-
-/* Whether this thread reads guest RAM to save it, which no trap stops */
-static __thread bool copying;
-
-/* The last fault of this thread that came after its unit's release */
-static __thread struct {
-    unsigned int snapshot;
-    void *unit;
-} late_fault;
-
-/* A part of a block to save, and which side to keep if it must be smaller */
-typedef struct Window {
-    size_t first;
-    size_t end;
-    enum { KEEP_UNIT, KEEP_FIRST, KEEP_END, KEEP_ZERO } keep;
-} Window;
-
-/* How long a call may wait for slots */
-typedef struct Patience {
-    bool urgent;
-    int64_t given_us;
-    /* What is left of it */
-    int64_t left_us;
-    /* When an urgent call must end, also if it never waits */
-    int64_t deadline_us;
-} Patience;
-
-/* Returns the block that holds @host, or NULL */
-static SnapshotBlock *find_block(SnapshotRAM *s, void *host)
-{
-    size_t low = 0, high = s->num_blocks;
-
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        SnapshotBlock *b = &s->blocks[middle];
-
-        if ((uint8_t *)host < b->host) {
-            high = middle;
-        } else if ((uint8_t *)host - b->host < b->num_units * b->unit_size) {
-            return b;
-        } else {
-            low = middle + 1;
-        }
-    }
-    return NULL;
-}
+__thread bool snapshot_ram_copying;
 
 /* Claim units of one word of the map.  Returns those that are the caller's. */
 static unsigned long claim(SnapshotBlock *b, size_t first, size_t end)
@@ -100,7 +38,7 @@ static size_t add_zero(SnapshotRAM *s, SnapshotBlock *b, size_t offset,
         }
     }
     entry = page_buffer_entry(s->buffer, slots[used]);
-    entry->owner = b->ram.owner;
+    entry->owner = b->owner;
     entry->offset = offset;
     entry->zero_pages = 1;
     return used + 1;
@@ -109,7 +47,7 @@ static size_t add_zero(SnapshotRAM *s, SnapshotBlock *b, size_t offset,
 /* The pages of a unit, which may go beyond what there is to save */
 static size_t last_page(SnapshotRAM *s, SnapshotBlock *b, size_t unit)
 {
-    return MIN((unit + 1) * b->unit_pages, b->ram.size / s->page_size);
+    return MIN((unit + 1) * b->unit_pages, b->size / s->page_size);
 }
 
 /*
@@ -128,7 +66,7 @@ static size_t copy_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
         PageBufferEntry *entry;
         uint8_t *data, *from;
 
-        if (!test_bit(page, b->ram.save)) {
+        if (!test_bit(page, b->save)) {
             continue;
         }
         ++*pages;
@@ -138,7 +76,7 @@ static size_t copy_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
             continue;
         }
         data = page_buffer_data(s->buffer, slots[used]);
-        from = b->host + offset;
+        from = b->source.host + offset;
         if (kind == RAM_SOURCE_FILE) {
             ram_source_read(&b->source, offset, data, s->page_size);
             from = data;
@@ -151,32 +89,46 @@ static size_t copy_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
             memcpy(data, from, s->page_size);
         }
         entry = page_buffer_entry(s->buffer, slots[used++]);
-        entry->owner = b->ram.owner;
+        entry->owner = b->owner;
         entry->offset = offset;
         entry->zero_pages = 0;
     }
     return used;
 }
 
-/* Is all of it private anonymous memory that does not exist?  Cheap. */
-static bool is_untouched(SnapshotBlock *b, size_t first, size_t end)
+/* Take note of huge pages that were split by what has been released */
+static void note_split(SnapshotRAM *s, SnapshotBlock *b, size_t first,
+                       size_t end)
 {
-    return b->source.exist && b->ram.fd < 0 &&
-           ram_source_zero_units(&b->source, first) >= end - first;
+    size_t range, last;
+
+    if (!b->num_huge) {
+        return;
+    }
+    last = huge_range(s, b, end - 1);
+    for (range = huge_range(s, b, first); range <= last; range++) {
+        if (test_bit(range, b->huge) && !unit_test(b->split, range) &&
+            (first > huge_first(s, b, range) || end < huge_end(s, b, range))) {
+            set_bit_atomic(range, b->split);
+            stat64_add(&s->huge_split, 1);
+            qemu_event_set(&s->mend_event);
+        }
+    }
 }
 
 static void release_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                           size_t end)
 {
-    bool armed = b->ram.writable && (s->trap->ops->arms_untouched ||
-                                     !is_untouched(b, first, end));
+    bool armed = b->writable && (s->trap->ops->arms_untouched ||
+                                 !is_untouched(b, first, end));
     size_t islands;
     int ret = 0;
 
     if (armed) {
         /* Whoever sees the page released must find it read */
         smp_mb();
-        ret = s->trap->ops->release(s->trap, b->host + first * b->unit_size,
+        ret = s->trap->ops->release(s->trap,
+                                    b->source.host + first * b->unit_size,
                                     (end - first) * b->unit_size);
     }
     if (ret < 0) {
@@ -195,17 +147,8 @@ static void release_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
         }
     }
     if (armed) {
-        snapshot_ram_note_split(s, b, first, end);
+        note_split(s, b, first, end);
     }
-}
-
-/* Is a unit in a huge page that nobody has split yet? */
-static bool is_whole_huge(SnapshotRAM *s, SnapshotBlock *b, size_t unit)
-{
-    size_t range = huge_range(s, b, unit);
-
-    return b->num_huge && test_bit(range, b->huge) &&
-           !unit_test(b->split, range);
 }
 
 size_t snapshot_ram_save_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
@@ -220,11 +163,11 @@ size_t snapshot_ram_save_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
 
         for (; unit < word_end; unit++) {
             if (mine & BIT_MASK(unit)) {
-                qatomic_set(&copying, true);
+                qatomic_set(&snapshot_ram_copying, true);
                 signal_barrier();
                 used = copy_unit(s, b, unit, slots, used, &pages);
                 signal_barrier();
-                qatomic_set(&copying, false);
+                qatomic_set(&snapshot_ram_copying, false);
                 continue;
             }
             /* Somebody else's: may not be copied yet, so don't release it */
@@ -272,7 +215,7 @@ size_t snapshot_ram_save_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                 continue;
             }
             for (page = unit * b->unit_pages; page < last; page++) {
-                if (test_bit(page, b->ram.save)) {
+                if (test_bit(page, b->save)) {
                     used = add_zero(s, b, page * s->page_size, slots, used);
                     pages++;
                 }
@@ -287,248 +230,4 @@ size_t snapshot_ram_save_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     page_buffer_give(s->buffer, slots + used, num_slots - used);
     *end = unit;
     return pages;
-}
-
-static void wait_released(SnapshotRAM *s, SnapshotBlock *b, size_t unit)
-{
-    QEMU_LOCK_GUARD(&s->lock);
-
-    qatomic_set(&s->waiters, s->waiters + 1);
-    while (!unit_test(b->released, unit) && !qatomic_read(&s->stopped)) {
-        qemu_cond_wait(&s->released_cond, &s->lock);
-    }
-    qatomic_set(&s->waiters, s->waiters - 1);
-}
-
-/* What to save for a write to @unit, or to all from there to @end */
-static Window write_window(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
-                           size_t end)
-{
-    int64_t pause_ns = get_clock() - stat64_get(&s->last_fault_ns);
-    size_t size = pause_ns < s->config.busy_ns ? FAULT_AROUND_BUSY_SIZE
-                                               : FAULT_AROUND_SIZE;
-    size_t around = MAX(1, size / b->unit_size);
-    size_t first = QEMU_ALIGN_DOWN(unit, around);
-    size_t max = MAX_PAGES / b->unit_pages;
-    size_t range = huge_range(s, b, unit);
-    size_t left, right;
-
-    if (qatomic_read(&s->islands) >= s->trap->max_islands) {
-        /* No new island: go from the nearest one towards the unit */
-        left = find_last_bit(b->released, unit);
-        right = find_next_bit(b->released, b->num_units, unit + 1);
-        if (left < unit &&
-            (right == b->num_units || unit - left <= right - unit)) {
-            return (Window) { left + 1, MIN(left + 1 + max, unit + 1),
-                              KEEP_FIRST };
-        }
-        if (right < b->num_units) {
-            return (Window) { MAX(right, unit + max) - max, right, KEEP_END };
-        }
-    }
-    if (is_untouched(b, unit, unit + 2)) {
-        /* It costs nothing: what is to be written, or a huge page of it */
-        size_t zero = ram_source_zero_units(&b->source, unit);
-
-        if (end > unit + 1) {
-            zero = MIN(zero, ZERO_SIZE / b->unit_size);
-            return (Window) { unit, MIN(end, unit + zero), KEEP_ZERO };
-        }
-        if (b->num_huge && is_untouched(b, huge_first(s, b, range),
-                                        huge_end(s, b, range))) {
-            return (Window) { huge_first(s, b, range), huge_end(s, b, range),
-                              KEEP_ZERO };
-        }
-    }
-    if (pause_ns < s->config.busy_ns && is_whole_huge(s, b, unit) &&
-        stat64_get(&s->faults) % BUSY_WHOLE == 0) {
-        return (Window) { huge_first(s, b, range), huge_end(s, b, range),
-                          KEEP_UNIT };
-    }
-    end = MIN(QEMU_ALIGN_UP(end, around), first + max);
-    return (Window) { first, MIN(end, b->num_units), KEEP_UNIT };
-}
-
-/* Make a window for @unit, up to @end, fit @n slots */
-static void shrink_window(SnapshotBlock *b, Window *w, size_t unit, size_t end,
-                          size_t n)
-{
-    size_t units = n / b->unit_pages;
-
-    if (units >= w->end - w->first) {
-        return;
-    }
-    switch (w->keep) {
-    case KEEP_UNIT:
-        w->first = unit;
-        w->end = MIN(end, unit + units);
-        break;
-    case KEEP_FIRST:
-        w->end = w->first + units;
-        break;
-    case KEEP_END:
-        w->first = w->end - units;
-        break;
-    case KEEP_ZERO:
-        /* One slot does for many, but may do for the unit alone as well */
-        if (units < 2) {
-            w->first = unit;
-            w->end = unit + 1;
-        }
-        break;
-    }
-}
-
-static void fail_impatient(SnapshotRAM *s, const Patience *patience)
-{
-    snapshot_ram_fail(s, patience->urgent ?
-        "QEMU itself had to wait too long for what it writes to guest RAM to "
-        "be saved: the destination is too slow, snapshot-buffer-size too "
-        "small, or a device's request too large" :
-        "a guest write waited too long for room in the page buffer: the "
-        "destination is too slow, or snapshot-buffer-size too small");
-}
-
-/*
- * Have a unit saved, by whomever, and released; or the snapshot stopped.
- * Units from there to @end will be needed as well.
- */
-static void release_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
-                         size_t end, Patience *patience)
-{
-    uint32_t slots[MAX_PAGES];
-
-    while (!unit_test(b->released, unit) && !qatomic_read(&s->stopped)) {
-        Window w = write_window(s, b, unit, end);
-        size_t wanted = (w.end - w.first) * b->unit_pages;
-        int64_t now_us = g_get_monotonic_time();
-        bool waited = false;
-        size_t n, saved;
-
-        if (patience->urgent && now_us >= patience->deadline_us) {
-            fail_impatient(s, patience);
-            return;
-        }
-        if (unit_test(b->claimed, unit)) {
-            wait_released(s, b, unit);
-            return;
-        }
-        if (w.keep == KEEP_ZERO) {
-            wanted = MAX(b->unit_pages, MIN(wanted, ZERO_SLOTS));
-        }
-        n = page_buffer_take(s->buffer, slots, b->unit_pages, wanted,
-                             patience->urgent,
-                             (now_us + patience->left_us) / 1000, &waited);
-        if (waited) {
-            stat64_add(&s->waits, 1);
-            patience->left_us -= g_get_monotonic_time() - now_us;
-        }
-        if (!n) {
-            if (!qatomic_read(&s->stopped)) {
-                fail_impatient(s, patience);
-            }
-            return;
-        }
-
-        shrink_window(b, &w, unit, end, n);
-        saved = w.keep == KEEP_ZERO
-            ? snapshot_ram_save_zero(s, b, w.first, &w.end, slots, n)
-            : snapshot_ram_save_units(s, b, w.first, w.end, slots, n);
-        stat64_add(&s->fault_pages, saved);
-        if (!saved && (w.keep == KEEP_FIRST || w.keep == KEEP_END)) {
-            /* Somebody else is at it between us and the island */
-            wait_released(s, b, w.keep == KEEP_FIRST ? w.first : w.end - 1);
-        }
-    }
-}
-
-/* How long a call may wait in all; to be given to end_patience() */
-static Patience begin_patience(SnapshotRAM *s)
-{
-    int64_t now_us = g_get_monotonic_time();
-    int64_t limit_us = s->config.stall_limit_ms * 1000LL;
-    Patience p = {
-        .urgent = s->config.urgent && s->config.urgent(),
-        .given_us = limit_us,
-        .deadline_us = now_us + limit_us,
-    };
-
-    if (p.urgent) {
-        /* What was waited comes back at the rate at which time goes by */
-        s->urgent_waited_us -= MIN(s->urgent_waited_us,
-                                   now_us - s->urgent_since_us);
-        s->urgent_since_us = now_us;
-        p.given_us = MIN(limit_us, s->config.urgent_limit_ms * 1000LL -
-                                   s->urgent_waited_us);
-    }
-    p.left_us = p.given_us;
-    return p;
-}
-
-static void end_patience(SnapshotRAM *s, const Patience *p)
-{
-    if (p->urgent && p->left_us < p->given_us) {
-        s->urgent_waited_us += p->given_us - p->left_us;
-        s->urgent_since_us = g_get_monotonic_time();
-    }
-}
-
-/*
- * A thread's fault on a unit that is released may come from before the release.
- * The access is tried again then.  It cannot have another such fault there, as
- * no unit is armed twice in a snapshot: if it faults again, something else
- * denies the access.  The last unit is enough to know, for an access that
- * faults for ever does so at the same place.
- */
-static bool fault_may_be_late(SnapshotRAM *s, void *unit)
-{
-    if (late_fault.snapshot == s->number && late_fault.unit == unit) {
-        return false;
-    }
-    late_fault.snapshot = s->number;
-    late_fault.unit = unit;
-    return true;
-}
-
-bool snapshot_ram_fault(void *host, void *opaque)
-{
-    SnapshotRAM *s = opaque;
-    SnapshotBlock *b = find_block(s, host);
-    Patience patience;
-    size_t unit;
-
-    if (!b || !b->ram.writable || qatomic_read(&copying)) {
-        return false;
-    }
-    stat64_add(&s->faults, 1);
-    unit = ((uint8_t *)host - b->host) / b->unit_size;
-    if (unit_test(b->released, unit) || qatomic_read(&s->stopped)) {
-        return fault_may_be_late(s, b->host + unit * b->unit_size);
-    }
-    patience = begin_patience(s);
-    release_unit(s, b, unit, unit + 1, &patience);
-    end_patience(s, &patience);
-    stat64_set(&s->last_fault_ns, get_clock());
-    return true;
-}
-
-void snapshot_ram_release(SnapshotRAM *s, void *host, size_t size)
-{
-    SnapshotBlock *b = find_block(s, host);
-    size_t offset, unit, end;
-    Patience patience;
-
-    if (!b || !size) {
-        return;
-    }
-    offset = (uint8_t *)host - b->host;
-    end = MIN(DIV_ROUND_UP(offset + size, b->unit_size), b->num_units);
-    patience = begin_patience(s);
-    for (unit = offset / b->unit_size; unit < end; unit++) {
-        unit = find_next_zero_bit(b->released, end, unit);
-        if (unit < end) {
-            release_unit(s, b, unit, end, &patience);
-        }
-    }
-    end_patience(s, &patience);
 }

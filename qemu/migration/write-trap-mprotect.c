@@ -11,6 +11,7 @@
 #include "qemu/cutils.h"
 #include "qemu/madvise.h"
 #include "qemu/memory-fault.h"
+#include "qemu/module.h"
 #include "write-trap.h"
 
 /* What Linux has had since 2.6; see Documentation/admin-guide/sysctl/vm.rst */
@@ -20,6 +21,8 @@ typedef struct MprotectTrap {
     WriteTrap common;
     MemoryFaultHandler handler;
 } MprotectTrap;
+
+static const WriteTrapOps mprotect_trap_ops;
 
 /* How many mappings the process may have */
 static size_t mprotect_trap_max_maps(void)
@@ -67,7 +70,7 @@ static WriteTrap *mprotect_trap_new(void *start, size_t size,
 {
     MprotectTrap *trap = g_new0(MprotectTrap, 1);
 
-    trap->common.ops = &write_trap_mprotect;
+    trap->common.ops = &mprotect_trap_ops;
     trap->common.max_islands = mprotect_trap_max_islands();
     trap->handler.signal = SIGSEGV;
     trap->handler.start = start;
@@ -121,7 +124,7 @@ static void mprotect_trap_free(WriteTrap *trap)
     g_free(mprotect_trap);
 }
 
-const WriteTrapOps write_trap_mprotect = {
+static const WriteTrapOps mprotect_trap_ops = {
     .name = "mprotect",
     .in_thread = true,
     .arms_untouched = true,
@@ -133,3 +136,10 @@ const WriteTrapOps write_trap_mprotect = {
     .release = mprotect_trap_release,
     .free = mprotect_trap_free,
 };
+
+static void mprotect_trap_register(void)
+{
+    write_trap_register(&mprotect_trap_ops);
+}
+
+migration_init(mprotect_trap_register)

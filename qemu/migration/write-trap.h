@@ -45,6 +45,7 @@ struct WriteTrap {
  * order.  Ranges are multiples of their memory's page size.
  */
 struct WriteTrapOps {
+    /* As in the QAPI enum SnapshotWriteTrap */
     const char *name;
 
     /*
@@ -63,8 +64,8 @@ struct WriteTrapOps {
     bool survives_merging;
 
     /*
-     * The fault comes as SIGBUS: for as long as ranges are armed, the main
-     * thread must allow it, see memory_fault_allow_sigbus().
+     * The fault comes as SIGBUS: for as long as ranges are armed, each thread
+     * that may write must be able to take it.
      */
     bool raises_sigbus;
 
@@ -116,13 +117,10 @@ struct WriteTrapOps {
     void (*free)(WriteTrap *trap);
 };
 
-/* mprotect() and SIGSEGV in the writing thread */
-extern const WriteTrapOps write_trap_mprotect;
+/* To be called once for each trap, by migration_init() */
+void write_trap_register(const WriteTrapOps *ops);
 
-/* userfaultfd write-protection and SIGBUS in the writing thread */
-extern const WriteTrapOps write_trap_uffd_signal;
-
-/* userfaultfd write-protection and messages to threads of the trap's own */
-extern const WriteTrapOps write_trap_uffd_thread;
+/* Returns: the trap of this name, or NULL if this build has none */
+const WriteTrapOps *write_trap_find(const char *name);
 
 #endif

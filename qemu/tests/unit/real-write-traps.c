@@ -11,16 +11,31 @@
 #include "qemu/userfaultfd.h"
 #endif
 #include "qapi/error.h"
+#include "qemu/module.h"
 #include "real-write-traps.h"
 
-const WriteTrapOps *const real_traps[] = {
-    &write_trap_mprotect,
-#ifdef CONFIG_LINUX
-    &write_trap_uffd_signal,
-    &write_trap_uffd_thread,
-#endif
-    NULL
-};
+const WriteTrapOps *const *real_traps(void)
+{
+    static const char *const names[] = {
+        "mprotect", "uffd-signal", "uffd-thread"
+    };
+    static const WriteTrapOps *traps[ARRAY_SIZE(names) + 1];
+    size_t i, n = 0;
+
+    if (!traps[0]) {
+        module_call_init(MODULE_INIT_MIGRATION);
+    }
+    for (i = 0; i < ARRAY_SIZE(names); i++) {
+        traps[n] = write_trap_find(names[i]);
+        n += traps[n] != NULL;
+    }
+    return traps;
+}
+
+bool real_trap_is_uffd(const WriteTrapOps *ops)
+{
+    return g_str_has_prefix(ops->name, "uffd-");
+}
 
 bool real_trap_available(const WriteTrapOps *ops, Error **errp)
 {
@@ -35,7 +50,7 @@ bool real_trap_available(const WriteTrapOps *ops, Error **errp)
 bool real_trap_serves(const WriteTrapOps *ops, const MemoryKind *kind)
 {
 #ifdef CONFIG_LINUX
-    if (ops != &write_trap_mprotect && kind->backing != MEMORY_ANONYMOUS) {
+    if (real_trap_is_uffd(ops) && kind->backing != MEMORY_ANONYMOUS) {
         struct uffdio_api api = { .api = UFFD_API };
         int fd = uffd_open(O_CLOEXEC | UFFD_USER_MODE_ONLY);
 

@@ -11,8 +11,11 @@
 #include "../migration/write-trap.h"
 #include "memory-kinds.h"
 
-/* All that this build has; ends with NULL */
-extern const WriteTrapOps *const real_traps[];
+/* Returns: all that this build has; ends with NULL */
+const WriteTrapOps *const *real_traps(void);
+
+/* Returns: whether it is made of userfaultfd */
+bool real_trap_is_uffd(const WriteTrapOps *ops);
 
 /* Returns: false, with @errp set, if the host does not allow it */
 bool real_trap_available(const WriteTrapOps *ops, Error **errp);

@@ -10,6 +10,7 @@
 #include "qemu/bitmap.h"
 #include "qemu/cutils.h"
 #include "qemu/madvise.h"
+#include "../migration/snapshot-ram-internal.h"
 #include "snapshot-ram-helpers.h"
 
 uint8_t *test_map(size_t num_pages)
@@ -53,23 +54,23 @@ TestRAM *test_ram_new_busy(size_t num_slots, bool detect_zero, int64_t busy_ns,
 {
     TestRAM *t = g_new0(TestRAM, 1);
 
-    t->buffer = page_buffer_new(num_slots * PAGE_SIZE, PAGE_SIZE,
-                                &error_abort);
-    t->ram = snapshot_ram_new(t->buffer, &(SnapshotRAMConfig) {
+    t->ram = snapshot_ram_new(&(SnapshotRAMConfig) {
+        .buffer_size = num_slots * PAGE_SIZE,
         .page_size = PAGE_SIZE,
         .detect_zero = detect_zero,
         .busy_ns = busy_ns,
         .stall_limit_ms = stall_limit_ms,
         .urgent = test_urgent,
         .urgent_limit_ms = TEST_URGENT_LIMIT_MS,
-    });
+    }, &error_abort);
+    t->buffer = t->ram->buffer;
     return t;
 }
 
 TestBlock *test_ram_add(TestRAM *t, uint8_t *host, size_t num_pages,
                         size_t host_page_size, bool writable)
 {
-    return test_ram_add_like(t, host, num_pages, (SnapshotRAMBlock) {
+    return test_ram_add_like(t, host, num_pages, (SnapshotBlockInfo) {
         .host_page_size = host_page_size,
         .writable = writable,
         .fd = -1,
@@ -77,7 +78,7 @@ TestBlock *test_ram_add(TestRAM *t, uint8_t *host, size_t num_pages,
 }
 
 TestBlock *test_ram_add_like(TestRAM *t, uint8_t *host, size_t num_pages,
-                             SnapshotRAMBlock like)
+                             SnapshotBlockInfo like)
 {
     TestBlock *b = g_new0(TestBlock, 1);
 
@@ -132,46 +133,57 @@ static void check_page(TestRAM *t, TestBlock *b, uint64_t offset,
     t->saved++;
 }
 
-size_t test_ram_drain(TestRAM *t, bool wait)
+static void check_pages(TestRAM *t, const SnapshotPage *page)
+{
+    uint64_t i;
+
+    for (i = 0; i < page->num_pages; i++) {
+        check_page(t, page->owner, page->offset + i * PAGE_SIZE, page->data);
+    }
+}
+
+size_t test_ram_drain(TestRAM *t)
 {
     uint32_t slots[64];
-    size_t n = page_buffer_dequeue(t->buffer, slots, ARRAY_SIZE(slots), wait);
-    size_t i, page;
+    size_t n = page_buffer_dequeue(t->buffer, slots, ARRAY_SIZE(slots), false);
+    size_t i;
 
     for (i = 0; i < n; i++) {
         PageBufferEntry *entry = page_buffer_entry(t->buffer, slots[i]);
 
-        for (page = 0; page < entry->zero_pages; page++) {
-            check_page(t, entry->owner, entry->offset + page * PAGE_SIZE,
-                       NULL);
-        }
-        if (!entry->zero_pages) {
-            check_page(t, entry->owner, entry->offset,
-                       page_buffer_data(t->buffer, slots[i]));
-        }
+        check_pages(t, &(SnapshotPage) {
+            .owner = entry->owner,
+            .offset = entry->offset,
+            .num_pages = MAX(1, entry->zero_pages),
+            .data = entry->zero_pages ? NULL
+                                      : page_buffer_data(t->buffer, slots[i]),
+        });
     }
     page_buffer_give(t->buffer, slots, n);
     return n;
 }
 
+bool test_ram_next(TestRAM *t)
+{
+    SnapshotPage pages[64];
+    size_t i, n = snapshot_ram_next(t->ram, pages, ARRAY_SIZE(pages));
+
+    for (i = 0; i < n; i++) {
+        check_pages(t, &pages[i]);
+    }
+    snapshot_ram_written(t->ram, pages, n);
+    return n;
+}
+
 void test_ram_save(TestRAM *t, int pause_us)
 {
-    size_t n;
-
-    do {
-        n = test_ram_drain(t, false);
-        if (!n) {
-            if (snapshot_ram_scan(t->ram)) {
-                n = 1;
-                continue;
-            }
-            n = test_ram_drain(t, true);
-        }
-        if (n && pause_us) {
+    while (test_ram_next(t)) {
+        if (pause_us) {
             g_usleep(pause_us);
         }
         g_assert_null(snapshot_ram_failure(t->ram));
-    } while (n || !snapshot_ram_scan_done(t->ram));
+    }
+    g_assert_true(snapshot_ram_is_saved(t->ram));
 }
 
 void test_ram_check(TestRAM *t)
@@ -193,7 +205,6 @@ void test_ram_free(TestRAM *t)
 
     snapshot_ram_stop(t->ram);
     snapshot_ram_free(t->ram);
-    page_buffer_free(t->buffer);
     for (i = 0; i < t->num_blocks; i++) {
         g_free(t->blocks[i]->save);
         g_free(t->blocks[i]->expected);

@@ -8,6 +8,7 @@
 #ifndef TESTS_SNAPSHOT_RAM_HELPERS_H
 #define TESTS_SNAPSHOT_RAM_HELPERS_H
 
+#include "../migration/page-buffer.h"
 #include "../migration/snapshot-ram.h"
 
 #define PAGE_SIZE 4096
@@ -25,8 +26,9 @@ typedef struct TestBlock {
 } TestBlock;
 
 typedef struct TestRAM {
-    PageBuffer *buffer;
     SnapshotRAM *ram;
+    /* Its own */
+    PageBuffer *buffer;
     TestBlock *blocks[8];
     size_t num_blocks;
     /* Pages that came out so far */
@@ -62,19 +64,26 @@ TestBlock *test_ram_add(TestRAM *t, uint8_t *host, size_t num_pages,
 
 /* The same; of @like, only what a block is like is looked at */
 TestBlock *test_ram_add_like(TestRAM *t, uint8_t *host, size_t num_pages,
-                             SnapshotRAMBlock like);
+                             SnapshotBlockInfo like);
 
 /* Copy what the blocks hold, and arm them */
 void test_ram_arm(TestRAM *t, const WriteTrapOps *trap);
 
 /**
- * test_ram_drain: take pages out of the buffer and check them
+ * test_ram_drain: take pages that are queued out of the buffer and check them
  *
- * Returns: how many; 0 like page_buffer_dequeue()
+ * Returns: how many slots they took; 0 if none is queued
  */
-size_t test_ram_drain(TestRAM *t, bool wait);
+size_t test_ram_drain(TestRAM *t);
 
-/* Scan and drain until all is saved; @pause_us after each few pages */
+/**
+ * test_ram_next: take pages as who writes the image does, and check them
+ *
+ * Returns: false if there are no more
+ */
+bool test_ram_next(TestRAM *t);
+
+/* Do so until all is saved; @pause_us after each few pages */
 void test_ram_save(TestRAM *t, int pause_us);
 
 /* Assert that each page that is to be saved came out once */

@@ -97,7 +97,7 @@ static void test_read_armed(const void *kind)
     RAMSource source;
     Memory m;
 
-    for (ops = real_traps; *ops; ops++) {
+    for (ops = real_traps(); *ops; ops++) {
         Error *err = NULL;
         WriteTrap *trap;
 

@@ -16,6 +16,7 @@
 #include "qemu/thread.h"
 #include "memory-fault-helpers.h"
 #include "real-write-traps.h"
+#include "../migration/snapshot-ram-internal.h"
 #include "snapshot-ram-helpers.h"
 
 #define NUM_PAGES 64
@@ -264,7 +265,7 @@ int main(int argc, char **argv)
     const WriteTrapOps *const *trap;
 
     g_test_init(&argc, &argv, NULL);
-    for (trap = real_traps; *trap; trap++) {
+    for (trap = real_traps(); *trap; trap++) {
         if (!(*trap)->in_thread) {
             continue;
         }

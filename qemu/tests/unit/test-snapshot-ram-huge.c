@@ -16,6 +16,7 @@
 #include "../migration/host-pages.h"
 #include "memory-kinds.h"
 #include "real-write-traps.h"
+#include "../migration/snapshot-ram-internal.h"
 #include "snapshot-ram-helpers.h"
 
 #define LONG_MS 60000
@@ -112,9 +113,9 @@ static void test_scan(const void *ops)
         g_assert_true(snapshot_ram_scan(s.t->ram));
         g_assert_false(snapshot_ram_scan(s.t->ram));
         /* A little room is not enough for it */
-        g_assert_cmpuint(test_ram_drain(s.t, false), ==, 64);
+        g_assert_cmpuint(test_ram_drain(s.t), ==, 64);
         g_assert_cmpint(snapshot_ram_scan(s.t->ram), ==, false);
-        while (test_ram_drain(s.t, false)) {
+        while (test_ram_drain(s.t)) {
             ;
         }
         g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge);
@@ -329,7 +330,7 @@ int main(int argc, char **argv)
     size_t i;
 
     g_test_init(&argc, &argv, NULL);
-    for (trap = real_traps; *trap; trap++) {
+    for (trap = real_traps(); *trap; trap++) {
         bool available = real_trap_available(*trap, NULL);
 
         for (i = 0; i < ARRAY_SIZE(cases); i++) {

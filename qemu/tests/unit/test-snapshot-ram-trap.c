@@ -42,7 +42,7 @@ static void test_prepare(void)
     g_assert_cmpint(fd, >=, 0);
     for (i = 0; i < ARRAY_SIZE(blocks); i++) {
         test_ram_add_like(t, host + blocks[i].first * PAGE_SIZE,
-                          blocks[i].num_pages, (SnapshotRAMBlock) {
+                          blocks[i].num_pages, (SnapshotBlockInfo) {
             .host_page_size = PAGE_SIZE,
             .writable = blocks[i].writable,
             .shared = blocks[i].shared,
@@ -167,8 +167,8 @@ static void test_release_fails(void)
     g_assert_true(fake_write(b->host + 20 * PAGE_SIZE));
     g_assert_nonnull(snapshot_ram_failure(t->ram));
     g_assert_cmpuint(fake_trap.num_armed, ==, 0);
-    g_assert_cmpuint(test_ram_drain(t, true), ==, 0);
-    g_assert_false(snapshot_ram_scan(t->ram));
+    g_assert_false(test_ram_next(t));
+    g_assert_false(snapshot_ram_is_saved(t->ram));
     test_ram_free(t);
     test_unmap(host, 100);
 }

@@ -115,7 +115,7 @@ static void test_write(void)
     /* Where there is anything, it is the neighbourhood as ever */
     g_assert_true(fake_write(host + 200 * PAGE_SIZE));
     g_assert_cmpuint(fake_trap.last_size, ==, 16 * PAGE_SIZE);
-    while (test_ram_drain(t, false)) {
+    while (test_ram_drain(t)) {
         ;
     }
 
@@ -182,7 +182,7 @@ static TestRAM *save_urgently(uint8_t *host, size_t num_calls,
     for (i = 0; i < num_calls; i++) {
         snapshot_ram_release(t->ram, host + i * pages_per_call * PAGE_SIZE,
                              pages_per_call * PAGE_SIZE);
-        test_ram_drain(t, false);
+        test_ram_drain(t);
     }
     test_is_urgent = false;
     g_assert_cmpuint(test_ram_stats(t).waits, ==, 0);
@@ -232,7 +232,7 @@ static void test_claimed(void)
     }
     for (page = 1000; page < 4000; page += 2) {
         snapshot_ram_release(t->ram, host + page * PAGE_SIZE, 1);
-        test_ram_drain(t, false);
+        test_ram_drain(t);
     }
     test_ram_save(t, 0);
     test_ram_check(t);

@@ -15,6 +15,7 @@
 #include "qemu/timer.h"
 #include "qemu/units.h"
 #include "fake-write-trap.h"
+#include "../migration/snapshot-ram-internal.h"
 #include "snapshot-ram-helpers.h"
 
 /* How long nobody waits in a test that succeeds */
@@ -86,7 +87,7 @@ static void test_fault_around(void)
     /* It ends with the block */
     write_page(b, 99);
     assert_released(b, 96, 4);
-    while (test_ram_drain(t, false)) {
+    while (test_ram_drain(t)) {
         ;
     }
     g_assert_cmpuint(t->saved, ==, AROUND + 4);
@@ -98,7 +99,7 @@ static void test_fault_around(void)
     write_page(b, 2);
     assert_released(b, 2, 1);
     /* And the rest of the neighbourhood later */
-    while (test_ram_drain(t, false)) {
+    while (test_ram_drain(t)) {
         ;
     }
     write_page(b, 0);
@@ -253,7 +254,7 @@ static void test_huge(void)
     uint8_t *host = test_map(2048);
     TestRAM *t = test_ram_new(512, true, LONG_MS);
     TestBlock *b = test_ram_add(t, host, 1027, 2 * MiB, true);
-    SnapshotRAMBlock block = {
+    SnapshotBlockInfo block = {
         .name = "huge",
         .host = host,
         .size = 8 * MiB,
@@ -272,7 +273,7 @@ static void test_huge(void)
     g_assert_cmpuint(test_ram_stats(t).fault_pages, ==, 512);
     /* The scanner cannot have it before the buffer is empty */
     g_assert_false(snapshot_ram_scan(t->ram));
-    while (test_ram_drain(t, false)) {
+    while (test_ram_drain(t)) {
         ;
     }
 

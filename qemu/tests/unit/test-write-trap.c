@@ -6,10 +6,12 @@
  * Copyright (c) 2026 the background-snapshot authors
  */
 #include "qemu/osdep.h"
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include "qapi/error.h"
 #include "qemu/atomic.h"
+#include "qemu/memfd.h"
 #include "qemu/thread.h"
-#include "memory-fault-helpers.h"
 #include "memory-kinds.h"
 #include "real-write-traps.h"
 
@@ -224,14 +226,31 @@ static void test_release_part(Trapped *t)
     }
 }
 
-/* What the trap has handled, and the memory where it has */
-static int child_signal;
-static uint8_t *child_host;
-
-static void child_fault(void)
+/* Returns: the signal that a denied write to a page ends a child with, or 0 */
+static int killed_by_write(uint8_t *host, int signal)
 {
-    fault_deny(child_signal, child_host);
-    write_byte(child_host);
+    const struct rlimit no_core = { 0, 0 };
+    size_t size = qemu_real_host_page_size();
+    pid_t pid = fork();
+    int status;
+
+    g_assert_cmpint(pid, >=, 0);
+    if (!pid) {
+        setrlimit(RLIMIT_CORE, &no_core);
+        /* Should the fault be repeated for ever */
+        alarm(30);
+        if (signal == SIGBUS) {
+            /* Beyond the end of a file */
+            mmap(host, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                 qemu_memfd_create("empty", 0, false, 0, 0, &error_abort), 0);
+        } else {
+            mprotect(host, size, PROT_READ);
+        }
+        qatomic_set(host, 1);
+        _exit(0);
+    }
+    g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
+    return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
 }
 
 static void test_again(Trapped *t)
@@ -242,10 +261,10 @@ static void test_again(Trapped *t)
     /* Nobody is stopped any more, nor asked about other faults */
     memset(t->stopped, 0, t->m.num_pages * sizeof(*t->stopped));
     write_all(t, false);
-    if (t->ops->in_thread && t->m.page_size == fault_page_size()) {
-        child_signal = t->ops->raises_sigbus ? SIGBUS : SIGSEGV;
-        child_host = t->m.host;
-        g_assert_cmpint(killed_by(child_fault), ==, child_signal);
+    if (t->ops->in_thread && t->m.page_size == qemu_real_host_page_size()) {
+        int signal = t->ops->raises_sigbus ? SIGBUS : SIGSEGV;
+
+        g_assert_cmpint(killed_by_write(t->m.host, signal), ==, signal);
     }
 
     /* There can be another one */
@@ -356,7 +375,7 @@ static void test_allocates_nothing(Trapped *t)
 {
     size_t before = t->allocated;
 
-    if (t->ops == &write_trap_mprotect && !t->m.kind->shared) {
+    if (!real_trap_is_uffd(t->ops) && !t->m.kind->shared) {
         /* It puts a page of each range in use, and of memfd the file's too */
         size_t pages = t->m.kind->backing == MEMORY_MEMFD ? 4 : 2;
 
@@ -455,7 +474,7 @@ int main(int argc, char **argv)
     const MemoryKind *kind;
 
     g_test_init(&argc, &argv, NULL);
-    for (trap = real_traps; *trap; trap++) {
+    for (trap = real_traps(); *trap; trap++) {
         if (!real_trap_available(*trap, NULL)) {
             g_autofree char *path = g_strdup_printf("/write-trap/%s",
                                                     (*trap)->name);

@@ -125,70 +125,32 @@ static void test_buffer_size_capped(void)
 }
 
 /* A VM without a guest, which need not even have RAM */
-static void test_write_trap(void)
-{
-    static const char *const values[] = {
-        "mprotect", "uffd-signal", "uffd-thread", "auto",
-    };
-    QTestState *qts = qtest_init("-machine none");
-    g_autofree char *before = qtest_hmp(qts, "info migrate_parameters");
-    g_autofree char *after = NULL;
-    size_t i;
-
-    g_assert_nonnull(strstr(before, "snapshot-write-trap: auto\r\n"));
-    for (i = 0; i < ARRAY_SIZE(values); i++) {
-        g_autofree char *line = g_strdup_printf("snapshot-write-trap: %s\r\n",
-                                                values[i]);
-        g_autofree char *error = NULL;
-        g_autofree char *info = NULL;
-
-        error = qtest_hmp(qts, "migrate_set_parameter snapshot-write-trap %s",
-                          values[i]);
-        g_assert_cmpstr(error, ==, "");
-        info = qtest_hmp(qts, "info migrate_parameters");
-        g_assert_nonnull(strstr(info, line));
-    }
-    for (i = 0; i < ARRAY_SIZE(values); i++) {
-        /* Asserts that it can be read back */
-        migrate_set_parameter_str(qts, "snapshot-write-trap", values[i]);
-    }
-
-    migrate_set_parameter_str(qts, "snapshot-write-trap", "mprotect");
-    snapshot_assert_error(qtest_qmp_assert_failure_ref(
-        qts, "{ 'execute': 'migrate-set-parameters',"
-        " 'arguments': { 'snapshot-write-trap': 'uffd' } }"),
-        "snapshot-write-trap");
-    /* Refused is refused */
-    after = qtest_hmp(qts, "info migrate_parameters");
-    g_assert_nonnull(strstr(after, "snapshot-write-trap: mprotect\r\n"));
-    qtest_quit(qts);
-}
-
 static void test_query_write_traps(void)
 {
     QTestState *qts = qtest_init("-machine none");
     QDict *rsp = qtest_qmp(qts, "{ 'execute': 'query-snapshot-write-traps' }");
     g_autofree char *info = qtest_hmp(qts, "info snapshot_write_traps");
     g_auto(GStrv) lines = g_strsplit(info, "\r\n", -1);
+    g_auto(GStrv) traps = snapshot_list_traps(qts);
+    size_t num_traps = g_strv_length(traps);
     const QListEntry *entry;
     size_t i = 0;
 
-    g_assert_cmpuint(g_strv_length(lines), ==, SNAPSHOT_NUM_TRAPS + 1);
+    g_assert_cmpuint(g_strv_length(lines), ==, num_traps + 1);
     QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
         QDict *trap = qobject_to(QDict, qlist_entry_obj(entry));
         const char *reason = qdict_get_try_str(trap, "reason");
         g_autofree char *line = NULL;
 
-        g_assert_cmpuint(i, <, SNAPSHOT_NUM_TRAPS);
+        g_assert_cmpuint(i, <, num_traps);
         line = reason ?
-            g_strdup_printf("%s: not available: %s", snapshot_traps[i],
-                            reason) :
-            g_strdup_printf("%s: available", snapshot_traps[i]);
-        g_assert_cmpstr(qdict_get_str(trap, "trap"), ==, snapshot_traps[i]);
+            g_strdup_printf("%s: not available: %s", traps[i], reason) :
+            g_strdup_printf("%s: available", traps[i]);
+        g_assert_cmpstr(qdict_get_str(trap, "trap"), ==, traps[i]);
         g_assert_cmpstr(lines[i], ==, line);
         i++;
     }
-    g_assert_cmpuint(i, ==, SNAPSHOT_NUM_TRAPS);
+    g_assert_cmpuint(i, ==, num_traps);
     qobject_unref(rsp);
     qtest_quit(qts);
 }
@@ -201,8 +163,6 @@ void migration_test_add_background_snapshot_params(void)
                        test_buffer_size);
     migration_test_add("/migration/background-snapshot/buffer-size-capped",
                        test_buffer_size_capped);
-    migration_test_add("/migration/background-snapshot/write-trap",
-                       test_write_trap);
     migration_test_add("/migration/background-snapshot/query-write-traps",
                        test_query_write_traps);
 }

@@ -352,7 +352,7 @@ static void test_second(void)
     snapshot_assert_error(qtest_qmp_assert_failure_ref(
         from, "{ 'execute': 'query-snapshot-write-traps' }"),
         "migration is running");
-    migrate_set_parameter_str(from, "snapshot-write-trap", "mprotect");
+    migrate_set_parameter_str(from, "snapshot-write-trap", "uffd-thread");
     snapshot_wait_for_sweeps(from, 5);
     snapshot_read_sink(sink, 0);
     wait_for_migration_complete(from);
@@ -388,14 +388,6 @@ void migration_test_add_background_snapshot(MigrationTestEnv *env)
                        test_cancel_command);
     migration_test_add("/migration/background-snapshot/fail", test_fail);
     migration_test_add("/migration/background-snapshot/second", test_second);
-    migration_test_add_background_snapshot_ends();
-    migration_test_add_background_snapshot_guests();
-    migration_test_add_background_snapshot_params();
-    migration_test_add_background_snapshot_refusals();
-#ifdef CONFIG_TPM
-    migration_test_add_background_snapshot_tpm();
-#endif
-    migration_test_add_background_snapshot_traps();
 
     if (!env->full_set) {
         return;

@@ -33,6 +33,9 @@
 /* Until a guest that works has written to all of its memory */
 #define KVM_TIMEOUT_S 30
 
+/* In the order in which auto tries them */
+static const char *const traps[] = { "uffd-signal", "mprotect", "uffd-thread" };
+
 static const struct {
     const char *name;
     const char *backend;
@@ -332,6 +335,59 @@ static void test_kvm_trap(void *path)
     take_and_restore(from, to, trap);
 }
 
+/* With a VM without a guest, which need not even have RAM */
+static void test_write_trap(void)
+{
+    static const char *const values[] = {
+        "mprotect", "uffd-signal", "uffd-thread", "auto",
+    };
+    QTestState *qts = qtest_init("-machine none");
+    g_autofree char *before = qtest_hmp(qts, "info migrate_parameters");
+    g_autofree char *after = NULL;
+    size_t i;
+
+    g_assert_nonnull(strstr(before, "snapshot-write-trap: auto\r\n"));
+    for (i = 0; i < ARRAY_SIZE(values); i++) {
+        g_autofree char *line = g_strdup_printf("snapshot-write-trap: %s\r\n",
+                                                values[i]);
+        g_autofree char *error = NULL;
+        g_autofree char *info = NULL;
+
+        error = qtest_hmp(qts, "migrate_set_parameter snapshot-write-trap %s",
+                          values[i]);
+        g_assert_cmpstr(error, ==, "");
+        info = qtest_hmp(qts, "info migrate_parameters");
+        g_assert_nonnull(strstr(info, line));
+    }
+    for (i = 0; i < ARRAY_SIZE(values); i++) {
+        /* Asserts that it can be read back */
+        migrate_set_parameter_str(qts, "snapshot-write-trap", values[i]);
+    }
+
+    migrate_set_parameter_str(qts, "snapshot-write-trap", "mprotect");
+    snapshot_assert_error(qtest_qmp_assert_failure_ref(
+        qts, "{ 'execute': 'migrate-set-parameters',"
+        " 'arguments': { 'snapshot-write-trap': 'uffd' } }"),
+        "snapshot-write-trap");
+    /* Refused is refused */
+    after = qtest_hmp(qts, "info migrate_parameters");
+    g_assert_nonnull(strstr(after, "snapshot-write-trap: mprotect\r\n"));
+    qtest_quit(qts);
+}
+
+static void test_order(void)
+{
+    QTestState *qts = qtest_init("-machine none");
+    g_auto(GStrv) listed = snapshot_list_traps(qts);
+    size_t i;
+
+    g_assert_cmpuint(g_strv_length(listed), ==, ARRAY_SIZE(traps));
+    for (i = 0; i < ARRAY_SIZE(traps); i++) {
+        g_assert_cmpstr(listed[i], ==, traps[i]);
+    }
+    qtest_quit(qts);
+}
+
 static void add_trap_test(const char *trap, const char *kind)
 {
     g_autofree char *suffix = g_strdup_printf("%s/%s", trap, kind);
@@ -349,15 +405,18 @@ void migration_test_add_background_snapshot_traps(void)
 
     for (i = 0; i < ARRAY_SIZE(memory_kinds); i++) {
         add_trap_test("auto", memory_kinds[i].name);
-        for (j = 0; j < SNAPSHOT_NUM_TRAPS; j++) {
-            add_trap_test(snapshot_traps[j], memory_kinds[i].name);
+        for (j = 0; j < ARRAY_SIZE(traps); j++) {
+            add_trap_test(traps[j], memory_kinds[i].name);
         }
     }
     migration_test_add("/migration/background-snapshot/trap/file", test_file);
+    migration_test_add("/migration/background-snapshot/trap/order", test_order);
+    migration_test_add("/migration/background-snapshot/write-trap",
+                       test_write_trap);
     migration_test_add("/migration/background-snapshot/kvm/auto",
                        test_kvm_auto);
-    for (j = 0; j < SNAPSHOT_NUM_TRAPS; j++) {
+    for (j = 0; j < ARRAY_SIZE(traps); j++) {
         migration_test_add_suffix("/migration/background-snapshot/kvm/",
-                                  snapshot_traps[j], test_kvm_trap);
+                                  traps[j], test_kvm_trap);
     }
 }

@@ -23,10 +23,6 @@
 char *snapshot_image;
 char *snapshot_image_uri;
 
-const char *const snapshot_traps[SNAPSHOT_NUM_TRAPS] = {
-    "uffd-signal", "mprotect", "uffd-thread",
-};
-
 uint8_t snapshot_last_byte(QTestState *who)
 {
     return qtest_readb(who, end_address - TEST_MEM_PAGE_SIZE);
@@ -197,6 +193,23 @@ static QList *query_traps(QTestState *who)
     qobject_ref(traps);
     qobject_unref(rsp);
     return traps;
+}
+
+char **snapshot_list_traps(QTestState *who)
+{
+    g_autoptr(GPtrArray) names = g_ptr_array_new();
+    QList *traps = query_traps(who);
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(traps, entry) {
+        QDict *info = qobject_to(QDict, qlist_entry_obj(entry));
+
+        g_ptr_array_add(names, g_strdup(qdict_get_str(info, "trap")));
+    }
+    qobject_unref(traps);
+    g_assert_cmpuint(names->len, >, 0);
+    g_ptr_array_add(names, NULL);
+    return (char **)g_ptr_array_steal(names, NULL);
 }
 
 char *snapshot_trap_reason(QTestState *who, const char *trap)

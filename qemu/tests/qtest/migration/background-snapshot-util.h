@@ -79,9 +79,11 @@ void snapshot_finish(QTestState *from, QTestState *to);
 /* Likewise, after restoring the image of a VM that was to run */
 void snapshot_restore_and_finish(QTestState *from, QTestState *to);
 
-/* All write traps, in the order in which auto tries them */
-#define SNAPSHOT_NUM_TRAPS 3
-extern const char *const snapshot_traps[SNAPSHOT_NUM_TRAPS];
+/*
+ * Returns: the names of all write traps, in the order in which auto tries them.
+ * The caller frees it.
+ */
+char **snapshot_list_traps(QTestState *who);
 
 /*
  * Returns: what query-snapshot-write-traps says is in the way of @trap, or NULL
@@ -98,12 +100,5 @@ void snapshot_assert_error(QDict *error, const char *why);
 /* Assert that snapshots cannot be started, or the capability not be set */
 void snapshot_assert_migrate_fails(QTestState *who, const char *why);
 void snapshot_assert_capability_fails(QTestState *who, const char *why);
-
-void migration_test_add_background_snapshot_ends(void);
-void migration_test_add_background_snapshot_guests(void);
-void migration_test_add_background_snapshot_params(void);
-void migration_test_add_background_snapshot_refusals(void);
-void migration_test_add_background_snapshot_tpm(void);
-void migration_test_add_background_snapshot_traps(void);
 
 #endif
