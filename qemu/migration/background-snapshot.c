@@ -67,6 +67,9 @@ static struct {
 
     /* The same while traps are armed; for others, who need RCU */
     void *armed;
+
+    /* Of the last one, once its traps are lifted */
+    SnapshotRAMStats stats;
 } snapshot;
 
 static bool not_cancelled(void)
@@ -152,19 +155,19 @@ static bool background_snapshot_arm(Error **errp)
 /* Lift all write traps and forget them */
 static void background_snapshot_disarm(void)
 {
-    SnapshotRAMStats stats;
+    SnapshotRAMStats *stats = &snapshot.stats;
 
     ram_snapshot_set(NULL);
     snapshot_ram_stop(snapshot.ram);
     qatomic_rcu_set(&snapshot.armed, NULL);
     synchronize_rcu();
 
-    snapshot_ram_get_stats(snapshot.ram, &stats);
-    trace_background_snapshot_end(stats.scan_pages, stats.fault_pages,
-                                  stats.zero_pages, stats.untouched_pages,
-                                  stats.faults, stats.waits,
-                                  stats.buffer_peak);
-    trace_background_snapshot_huge_pages(stats.huge_split, stats.huge_mended);
+    snapshot_ram_get_stats(snapshot.ram, stats);
+    trace_background_snapshot_end(stats->scan_pages, stats->fault_pages,
+                                  stats->zero_pages, stats->untouched_pages,
+                                  stats->faults, stats->waits,
+                                  stats->buffer_peak);
+    trace_background_snapshot_huge_pages(stats->huge_split, stats->huge_mended);
 }
 
 static void background_snapshot_resume_bh(void *opaque)
