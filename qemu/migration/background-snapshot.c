@@ -58,18 +58,18 @@ static struct {
     SnapshotStage stage;
     /* Whether to resume the VM in the main loop */
     bool resume;
+    /* Of the last one, once its traps are lifted */
+    SnapshotRAMStats stats;
 
     /* Chosen by the main thread before there is another */
     const WriteTrapOps *trap;
 
     /* The thread's own */
     SnapshotRAM *ram;
+    uint64_t buffer_size;
 
     /* The same while traps are armed; for others, who need RCU */
     void *armed;
-
-    /* Of the last one, once its traps are lifted */
-    SnapshotRAMStats stats;
 } snapshot;
 
 static bool not_cancelled(void)
@@ -124,6 +124,7 @@ static bool background_snapshot_prepare(Error **errp)
                    room / MiB);
         return false;
     }
+    snapshot.buffer_size = size;
     snapshot.ram = snapshot_ram_new(&(SnapshotRAMConfig) {
         .page_size = qemu_target_page_size(),
         .buffer_size = size,
@@ -145,7 +146,7 @@ static bool background_snapshot_arm(Error **errp)
         return false;
     }
     trace_background_snapshot_armed(snapshot.trap->name,
-                                    migrate_snapshot_buffer_size() /
+                                    snapshot.buffer_size /
                                     qemu_target_page_size());
     qatomic_rcu_set(&snapshot.armed, snapshot.ram);
     ram_snapshot_set(snapshot.ram);
@@ -162,6 +163,7 @@ static void background_snapshot_disarm(void)
     qatomic_rcu_set(&snapshot.armed, NULL);
     synchronize_rcu();
 
+    BQL_LOCK_GUARD();
     snapshot_ram_get_stats(snapshot.ram, stats);
     trace_background_snapshot_end(stats->scan_pages, stats->fault_pages,
                                   stats->zero_pages, stats->untouched_pages,

@@ -37,6 +37,9 @@ static const char *const foreign_writers[] = {
     "vfio-ccw",
     "ivshmem-common",
     "x-pci-proxy-dev",
+    /* When it is not connected, there is no vhost device that tells of it */
+    "vhost-user-blk",
+    "vhost-user-scsi",
     NULL
 };
 

@@ -36,7 +36,7 @@ typedef struct SnapshotBlockInfo {
     uint64_t fd_offset;
     /*
      * A bit for each page: whether it is part of the image.  Must stay until
-     * snapshot_ram_free().
+     * snapshot_ram_close().
      */
     const unsigned long *save;
 } SnapshotBlockInfo;

@@ -4,6 +4,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * Copyright (c) 2026 the background-snapshot authors
+ *
+ * Not for macOS, which sends SIGBUS.
  */
 #include "qemu/osdep.h"
 #include <sys/mman.h>

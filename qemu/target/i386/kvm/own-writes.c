@@ -14,12 +14,10 @@
 #include "qemu/osdep.h"
 #include <linux/kvm.h>
 #include "qapi/error.h"
-#include "qapi/qapi-types-migration.h"
 #include "qemu/rcu.h"
 #include "exec/memory.h"
 #include "hw/i386/apic_internal.h"
 #include "hw/xen/xen.h"
-#include "migration/client-options.h"
 #include "migration/snapshot-before-write.h"
 #include "standard-headers/asm-x86/kvm_para.h"
 #include "system/hw_accel.h"

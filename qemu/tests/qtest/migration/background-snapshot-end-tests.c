@@ -39,10 +39,10 @@ static bool answers_with_status(QTestState *from, const char *status)
     return g_str_equal(got, status);
 }
 
-/* A command that goes on after the image's end holds nobody up */
+/* A command that goes on after the image's end, and prints, holds nobody up */
 static void test_close(void)
 {
-    g_autofree char *uri = g_strdup_printf("exec:cat >%s; sleep %d",
+    g_autofree char *uri = g_strdup_printf("exec:cat >%s; sleep %d; echo end",
                                            snapshot_image, COMMAND_S);
     QTestState *from, *to;
     int64_t start;
