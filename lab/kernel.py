@@ -60,26 +60,18 @@ class Kernel:
         Names that are built into the kernel are left out; unknown ones raise.
         """
         [tree] = (self.root / 'lib' / 'modules').iterdir()
-        files = {module_name(f): f for f in tree.rglob('*.ko*')}
-        builtin = {module_name(Path(line)) for line
-                   in (tree / 'modules.builtin').read_text().split()}
-        ordered: List[Path] = []
-
-        def add(name: str) -> None:
-            if name in builtin or files.get(name) in ordered:
-                return
-            if name not in files:
-                raise RuntimeError(f'{tree.name} has no module {name}')
-            found = re.search(rb'\0depends=([^\0]*)\0',
-                              module_bytes(files[name]))
-            for needed in found.group(1).decode().split(',') if found else ():
-                if needed:
-                    add(module_name(Path(needed)))
-            ordered.append(files[name])
-
+        if not (tree / 'modules.dep').exists():
+            # /sbin is not in everybody's PATH.
+            subprocess.run(['/sbin/depmod', '-b', self.root, tree.name],
+                           check=True)
+        files: List[str] = []
         for name in names:
-            add(name)
-        return ordered
+            shown = subprocess.run(
+                ['/sbin/modprobe', '-C', '/dev/null', '-d', self.root,
+                 '-S', tree.name, '--show-depends', name],
+                check=True, stdout=subprocess.PIPE, text=True)
+            files += re.findall('^insmod (.*?) *$', shown.stdout, re.M)
+        return [Path(file) for file in dict.fromkeys(files)]
 
 
 GUEST = Kernel(env.LAB, 'linux-image-amd64')
