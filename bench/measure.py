@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from lab import disk, env, snapshot
+from lab.hardware import Hardware
 from lab.sink import FileSink, PipeSink
-from lab.vm import VM, Hardware, boot
+from lab.vm import VM, boot
 
 from . import loads
 from .cpu import OtherLoad

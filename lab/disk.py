@@ -1,21 +1,40 @@
-"""A disk with a file system for a guest.
+"""Disks for guests.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
-from . import env
+from .place import HERE, Place
+
+
+def new(place: Place, disk: Path, mb: int) -> Path:
+    """Make @disk, an empty qcow2 image."""
+    _qemu_img(place, 'create', '-q', '-f', 'qcow2', disk, f'{mb}M')
+    return disk
+
+
+def new_overlay(place: Place, frozen: Path, overlay: Path) -> Path:
+    """Make a qcow2 overlay for a restored VM, over a frozen disk."""
+    place.run(f'rm -f {shlex.quote(str(overlay))}')
+    _qemu_img(place, 'create', '-q', '-f', 'qcow2', '-b', frozen,
+              '-F', 'qcow2', overlay)
+    return overlay
 
 
 def new_ext4(disk: Path, mb: int) -> Path:
-    """Make @disk, a qcow2 image of @mb MiB with an empty ext4."""
+    """Make @disk, a qcow2 image with an empty ext4, here."""
     raw = disk.with_suffix('.raw')
     with raw.open('wb') as file:
         file.truncate(mb << 20)
     # /sbin is not in everybody's PATH.
     subprocess.run(['/sbin/mkfs.ext4', '-q', '-F', raw], check=True)
-    subprocess.run([env.qemu_img(env.QEMU), 'convert', '-f', 'raw',
-                    '-O', 'qcow2', raw, disk], check=True)
+    _qemu_img(HERE, 'convert', '-f', 'raw', '-O', 'qcow2', raw, disk)
     raw.unlink()
     return disk
+
+
+def _qemu_img(place: Place, *arguments: Any) -> None:
+    place.run(shlex.join(map(str, (place.qemu_img, *arguments))))

@@ -4,59 +4,86 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 import contextlib
 import os
+import shlex
 import shutil
-import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Callable, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence
 
-from . import env, host, snapshot
+from . import disk, env, host, snapshot
+from .hardware import Hardware
 from .memory import KINDS
+from .place import HERE, Place
 from .sink import FileSink
-from .vm import VM, Hardware, boot
+from .vm import VM, boot
 from .workload import DiskCheck, SelfCheck
 
 
 class Case(NamedTuple):
-    """A test; run() raises if it fails, and Skip if it cannot run here."""
+    """A test; run() raises if it fails, and Skip if it cannot run here.
+
+    hosts: those of nested/host.py that it is for; none: this machine.
+    extra: only run if it is asked for.
+    """
     name: str
     run: Callable[['Scene'], None]
+    hosts: Sequence[str] = ()
+    extra: bool = False
 
 
 class Scene(contextlib.ExitStack):
-    """One case's VMs and files.  Leaving it ends and removes them."""
+    """One case's VMs and files.  Leaving it ends and removes them.
 
-    def __init__(self, name: str):
+    check, disk_check: the workloads in its guests.
+    """
+
+    def __init__(self, name: str, place: Place = HERE):
         super().__init__()
+        self.place = place
         self.logs = env.LOGS / 'lab' / name
-        self.files = env.LAB / 'scratch' / name
+        self.files = place.scratch / name
         self.check = SelfCheck()
         self.disk_check = DiskCheck()
         self.notes: List[str] = []
         self._overlays = 0
         self._restored = 0
-        for folder in (self.logs, self.files):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        self.callback(shutil.rmtree, self.files, ignore_errors=True)
+        shutil.rmtree(self.logs, ignore_errors=True)
+        self.logs.mkdir(parents=True)
+        files = shlex.quote(str(self.files))
+        place.run(f'rm -rf {files}; mkdir -p {files}')
+        self.callback(place.run, f'rm -rf {files} || true')
 
     def note(self, text: str) -> None:
         """Have something shown with the outcome of a case that passes."""
         self.notes.append(text)
 
+    def hardware(self, **changes: Any) -> Hardware:
+        """That of the place, but for @changes."""
+        return replace(self.place.hardware, **changes)
+
+    def start(self, hardware: Hardware, *more: str) -> VM:
+        """Start the patched QEMU; does not wait for the guest."""
+        return self.enter_context(self._vm(hardware, *more))
+
     def boot(self, hardware: Optional[Hardware] = None, *more: str,
              launcher: Sequence[str] = ()) -> VM:
         """Boot the patched QEMU and start the workloads in the guest."""
-        hardware = hardware or Hardware()
-        vm = self.enter_context(boot(lambda: VM(
-            env.QEMU, hardware, self.logs / 'source',
-            '-trace', 'background_snapshot_*', *more, launcher=launcher)))
+        hardware = hardware or self.hardware()
+        vm = self.enter_context(boot(
+            lambda: self._vm(hardware, *more, launcher=launcher)))
         while KINDS[hardware.memory].half_plugged and not self._plugged(vm):
             time.sleep(0.1)
         if hardware.disk:
             self.disk_check.start(vm)
         self.check.start(vm)
         return vm
+
+    def _vm(self, hardware: Hardware, *more: str,
+            launcher: Sequence[str] = ()) -> VM:
+        return VM(self.place.qemu, hardware, self.logs / 'source',
+                  '-trace', 'background_snapshot_*', *more, place=self.place,
+                  launcher=launcher)
 
     @staticmethod
     def _plugged(vm: VM) -> bool:
@@ -83,10 +110,8 @@ class Scene(contextlib.ExitStack):
 
     def new_disk(self) -> Path:
         """A disk for boot() which gives the guest a checked disk."""
-        disk = self.files / 'disk.qcow2'
-        subprocess.run([env.qemu_img(env.QEMU), 'create', '-q', '-f', 'qcow2',
-                        disk, f'{self.disk_check.disk_mb}M'], check=True)
-        return disk
+        return disk.new(self.place, self.files / 'disk.qcow2',
+                        self.disk_check.disk_mb)
 
     def image(self, name: str = 'image') -> Path:
         return self.files / name
@@ -117,35 +142,27 @@ class Scene(contextlib.ExitStack):
                     frozen: Optional[Path] = None) -> None:
         """The unmodified QEMU restores it, and the guest runs on clean."""
         self._restored += 1
-        log = self.logs / f'restored{self._restored}'
         if frozen:
-            disk = snapshot.new_overlay(frozen,
-                                        self.files / 'restored.qcow2')
-            hardware = Hardware(**{**vars(hardware), 'disk': disk})
-        with snapshot.restore(image, hardware, log) as restored:
+            hardware = replace(hardware, disk=disk.new_overlay(
+                self.place, frozen, self.files / 'restored.qcow2'))
+        with snapshot.restore(image, hardware,
+                              self.logs / f'restored{self._restored}',
+                              self.place) as restored:
             self.prove(restored)
-        image.unlink()
+        self.place.run(f'rm {shlex.quote(str(image))}')
 
-    def round_trip(self, vm: VM, sink=None, timeout: float = 120) -> None:
+    def round_trip(self, vm: VM, sink=None) -> None:
         """The whole workflow; then original and restored guest are clean."""
         sink = sink or FileSink(self.image())
         frozen = self.pause(vm)
-        snapshot.wait(vm, snapshot.start(vm, sink), timeout)
+        snapshot.wait(vm, snapshot.start(vm, sink))
         image = sink.finish()
-        expect_status(vm, 'running')
+        vm.expect_status('running')
         self.prove(vm)
         # Both guests at once would only make each other slow.
         vm.qmp.cmd('stop')
         self.prove_image(image, vm.hardware, frozen)
         vm.qmp.cmd('cont')
-
-
-def expect_status(vm: VM, *statuses: str) -> None:
-    """QEMU's run state is one of @statuses."""
-    status = vm.status()
-    if status not in statuses:
-        raise AssertionError(f'VM is {status}, expected '
-                             + ' or '.join(statuses))
 
 
 def rounds() -> int:
@@ -156,5 +173,3 @@ def rounds() -> int:
 def acceptance() -> bool:
     """Whether time does not matter."""
     return rounds() >= 20
-
-

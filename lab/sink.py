@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from .drain import Drain
+from .place import Place
 from .vm import VM
 
 
@@ -52,6 +53,29 @@ class ExecSink:
             if time.monotonic() > deadline:
                 raise TimeoutError(f'"{self.command}" has made no {self.path}')
             time.sleep(0.05)
+        return self.path
+
+
+class GateSink:
+    """A file at a place, which takes nothing before full_speed() is called.
+
+    What the snapshot has to save until then stays in its buffer.
+    """
+
+    def __init__(self, place: Place, path: Path):
+        self.path = path
+        self._place = place
+        self._gate = shlex.quote(f'{path}.open')
+
+    def uri(self, _vm: VM) -> str:
+        return (f'exec:until [ -e {self._gate} ]; do sleep 0.1; done; '
+                f'cat >{shlex.quote(str(self.path))}')
+
+    def full_speed(self) -> None:
+        self._place.run(f'touch {self._gate}')
+
+    def finish(self, _timeout: float = 60) -> Path:
+        self._place.run(f'rm {self._gate}')
         return self.path
 
 

@@ -3,17 +3,20 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import re
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from . import env
+from .hardware import Hardware
+from .place import HERE, Place
 from .qmp import event_time
-from .vm import VM, Hardware
+from .vm import VM
 
 CAPABILITIES = ('events', 'background-snapshot')
+# All write traps, in the order in which auto takes them.
+TRAPS = ('uffd-signal', 'mprotect', 'uffd-thread')
+TIMEOUT_S = 120
 FINAL = ('completed', 'failed', 'cancelled')
 
 
@@ -82,7 +85,7 @@ def start(vm: VM, sink) -> int:
     return mark
 
 
-def wait(vm: VM, mark: int, timeout: float = 120) -> Dict[str, Any]:
+def wait(vm: VM, mark: int, timeout: float = TIMEOUT_S) -> Dict[str, Any]:
     """Step 5: wait for the migration's last event.
 
     Returns query-migrate's answer; anything but `completed` raises
@@ -91,7 +94,7 @@ def wait(vm: VM, mark: int, timeout: float = 120) -> Dict[str, Any]:
     event = vm.qmp.wait_event(
         mark, 'end of the migration',
         lambda e: e['event'] == 'MIGRATION' and e['data']['status'] in FINAL,
-        timeout)
+        timeout * vm.place.patience)
     info = vm.qmp.cmd('query-migrate')
     if event['data']['status'] != 'completed':
         raise SnapshotFailed(f'{event["data"]["status"]}: '
@@ -99,7 +102,8 @@ def wait(vm: VM, mark: int, timeout: float = 120) -> Dict[str, Any]:
     return info
 
 
-def take(vm: VM, sink, stop: bool = True, timeout: float = 120) -> Result:
+def take(vm: VM, sink, stop: bool = True, timeout: float = TIMEOUT_S
+         ) -> Result:
     """Steps 1 and 3 to 5: a snapshot of the RAM alone."""
     mark = vm.qmp.mark()
     if stop:
@@ -120,44 +124,28 @@ def freeze(vm: VM, mark: int) -> Optional[float]:
     return event_time(resume[0]) - event_time(stop[0])
 
 
-def new_overlay(frozen: Path, overlay: Path) -> Path:
-    """A qcow2 overlay for a restored VM, over a frozen disk."""
-    overlay.unlink(missing_ok=True)
-    subprocess.run([env.qemu_img(env.QEMU), 'create', '-q', '-f', 'qcow2',
-                    '-b', frozen, '-F', 'qcow2', overlay], check=True)
-    return overlay
-
-
 def restore(image: Path, hardware: Hardware, log: Path,
-            timeout: float = 120, *more: str) -> VM:
+            place: Place = HERE) -> VM:
     """Restore an image in the unmodified QEMU and let the guest run on."""
-    vm = VM(env.STOCK, hardware, log, '-incoming', 'defer', *more)
+    vm = VM(place.stock, hardware, log, '-incoming', 'defer', place=place)
     try:
-        load(vm, image, timeout)
+        _load(vm, image)
     except BaseException:
         vm.close()
         raise
     return vm
 
 
-def load(vm: VM, image: Path, timeout: float = 120) -> None:
-    """Have @vm, which waits for it, restore an image and run on."""
+def _load(vm: VM, image: Path) -> None:
     vm.qmp.cmd('migrate-set-capabilities', capabilities=[
         {'capability': 'events', 'state': True}])
     mark = vm.qmp.mark()
     vm.qmp.cmd('migrate-incoming', uri=f'file:{image}')
     try:
-        wait(vm, mark, timeout)
+        wait(vm, mark)
     except Exception as problem:
         vm.assert_alive()
         raise SnapshotFailed(f'restoring {image.name}: {problem}'
                              ) from problem
     if vm.status() != 'running':
         raise SnapshotFailed(f'restored VM is {vm.status()}')
-
-
-def statuses(vm: VM, mark: int) -> List[str]:
-    """The migration states that were reported since the mark."""
-    vm.qmp.mark()
-    return [e['data']['status'] for e in vm.qmp.events[mark:]
-            if e['event'] == 'MIGRATION']

@@ -2,9 +2,16 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
-from . import (bad_input, changing, choice, failing, lifecycle, memory,
-               roundtrip, scattered, sensitivity, traps)
+from typing import Dict, Tuple
 
-ALL = (sensitivity.CASES + roundtrip.CASES + traps.CASES + scattered.CASES
-       + memory.CASES + changing.CASES + choice.CASES + lifecycle.CASES
-       + failing.CASES + bad_input.CASES)
+from ..scene import Case
+from . import (bad_input, changing, choice, failing, kvm, lifecycle, memory,
+               own_writes, roundtrip, scattered, sensitivity)
+
+# By name: the host ('': this machine) and the case.  Those for a host are
+# called <host>/<case>.
+ALL: Dict[str, Tuple[str, Case]] = {
+    f'{host}/{case.name}' if host else case.name: (host, case)
+    for module in (sensitivity, roundtrip, scattered, memory, changing, choice,
+                   lifecycle, failing, bad_input, kvm, own_writes)
+    for case in module.CASES for host in case.hosts or ('',)}

@@ -2,36 +2,18 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
-import re
-from typing import Any, Callable, List, Tuple
+from typing import List, Tuple
 
 from .. import snapshot
-from ..qmp import ExecuteError
-from ..scene import Case, Scene, expect_status
-from ..vm import VM, Hardware
-from .failing import expect_end
-from .lifecycle import begin, expect_active
+from ..hardware import Hardware
+from ..host import MIB
+from ..scene import Case, Scene
+from ..steps import (begin, expect_active, expect_end, finish, refused,
+                     still_clean)
+from ..vm import VM
 
-MIB = 1 << 20
 CONFLICTS = ['multifd', 'mapped-ram', 'xbzrle', 'postcopy-ram',
              'auto-converge']
-
-
-def refused(what: str, pattern: str, request: Callable[[], Any]) -> None:
-    """@request raises a QMP error whose text @pattern is found in."""
-    try:
-        request()
-    except ExecuteError as refusal:
-        if not re.search(pattern, str(refusal), re.I):
-            raise AssertionError(f'{what}: refused with "{refusal}", which '
-                                 f'does not say "{pattern}"') from refusal
-        return
-    raise AssertionError(f'{what}: accepted')
-
-
-def still_clean(scene: Scene, vm: VM) -> None:
-    expect_status(vm, 'running')
-    scene.check.moves(vm)
 
 
 def set_capabilities(vm: VM, *names: str, on: bool = True) -> None:
@@ -97,15 +79,13 @@ def buffer_sizes(scene: Scene) -> None:
 
 def while_one_runs(scene: Scene) -> None:
     vm = scene.boot()
-    sink, mark = begin(scene, vm)
+    begun = begin(scene, vm)
     refused('a second migrate', 'migration|progress',
             lambda: vm.qmp.cmd('migrate', uri='file:/dev/null'))
     refused('a capability', 'migration|progress',
             lambda: set_capabilities(vm, 'background-snapshot', on=False))
     expect_active(vm, 'refused')
-    snapshot.wait(vm, mark)
-    scene.prove(vm)
-    scene.prove_image(sink.finish(), vm.hardware)
+    finish(scene, vm, begun)
 
 
 CASES = [

@@ -4,17 +4,16 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 import time
 from pathlib import Path
-from typing import Any, Callable, Tuple
 
 from .. import snapshot
+from ..hardware import Hardware
 from ..host import MIB
 from ..memory import BOOT_MB
 from ..scene import Case, Scene
 from ..sink import PipeSink
-from ..vm import VM, Hardware
+from ..steps import Begun, begin, expect_active, refused, wait_until
+from ..vm import VM
 from ..workload import SelfCheck
-from .bad_input import refused
-from .lifecycle import expect_active, under_way
 
 # In the image they are in use, while the guest that runs on frees them.
 FREED_MB = 200
@@ -24,19 +23,10 @@ SLOW_MB_S = 12
 BALLOON = 'virtio-balloon-pci,id=balloon'
 
 
-def wait_until(what: str, condition: Callable[[], Any],
-               timeout: float = 30) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f'{what}: not within {timeout:.0f} s')
-        time.sleep(0.1)
-
-
 def expect_given_back(vm: VM, before: int) -> None:
     """Most of what the guest has freed is the host's again."""
     wait_until(f'{FREED_MB} MiB given back', lambda:
-               before - vm.memory_used() > 0.8 * FREED_MB * MIB)
+               before - vm.process.memory_used() > 0.8 * FREED_MB * MIB)
 
 
 def boot(scene: Scene, hardware: Hardware) -> VM:
@@ -45,13 +35,8 @@ def boot(scene: Scene, hardware: Hardware) -> VM:
     return scene.boot(hardware)
 
 
-def begin(scene: Scene, vm: VM) -> Tuple[PipeSink, int]:
-    """As lifecycle.begin(), and slower."""
-    sink = PipeSink(scene.image(), mb_per_s=SLOW_MB_S)
-    scene.pause(vm)
-    mark = snapshot.start(vm, sink)
-    under_way(vm, sink)
-    return sink, mark
+def begin_slowly(scene: Scene, vm: VM) -> Begun:
+    return begin(scene, vm, PipeSink(scene.image(), SLOW_MB_S))
 
 
 def free(vm: VM) -> None:
@@ -76,20 +61,20 @@ def balloon(scene: Scene) -> None:
     vm = boot(scene, Hardware(ram_mb=RAM_MB, devices=(BALLOON,)))
     vm.qmp.cmd('migrate-set-parameters',
                snapshot_buffer_size=RAM_MB // 2 * MIB)
-    sink, mark = begin(scene, vm)
-    used = vm.memory_used()
+    begun = begin_slowly(scene, vm)
+    used = vm.process.memory_used()
     free(vm)
     vm.qmp.cmd('balloon', value=(RAM_MB - FREED_MB) * MIB)
     wait_until('balloon inflated', lambda: vm.qmp.cmd('query-balloon')
                ['actual'] == (RAM_MB - FREED_MB) * MIB)
     expect_active(vm, 'balloon inflated')
-    sink.full_speed()
-    snapshot.wait(vm, mark)
+    begun.sink.full_speed()
+    snapshot.wait(vm, begun.mark)
     expect_given_back(vm, used)
     vm.qmp.cmd('balloon', value=RAM_MB * MIB)
     wait_until('balloon deflated', lambda: vm.qmp.cmd('query-balloon')
                ['actual'] == RAM_MB * MIB)
-    prove_both(scene, vm, sink.finish())
+    prove_both(scene, vm, begun.sink.finish())
 
 
 def free_page_reporting(scene: Scene) -> None:
@@ -100,26 +85,26 @@ def free_page_reporting(scene: Scene) -> None:
     hardware = Hardware(ram_mb=RAM_MB,
                         devices=(f'{BALLOON},free-page-reporting=on',))
     vm = boot(scene, hardware)
-    used = vm.memory_used()
+    used = vm.process.memory_used()
     free(vm)
     expect_given_back(vm, used)
 
     scene.check.start(vm)
     # Room for what Linux writes meanwhile; the scanner has little of it.
     vm.qmp.cmd('migrate-set-parameters', snapshot_buffer_size=48 * MIB)
-    sink, mark = begin(scene, vm)
+    begun = begin_slowly(scene, vm)
     free(vm)
     time.sleep(4)
     expect_active(vm, 'pages reported')
-    sink.full_speed()
-    snapshot.wait(vm, mark)
-    prove_both(scene, vm, sink.finish())
+    begun.sink.full_speed()
+    snapshot.wait(vm, begun.mark)
+    prove_both(scene, vm, begun.sink.finish())
 
 
 def virtio_mem(scene: Scene) -> None:
     """The guest cannot unplug any before the end; then it can, and plug."""
     vm = boot(scene, Hardware(ram_mb=BOOT_MB + PLUG_MB, memory='virtio-mem'))
-    sink, mark = begin(scene, vm)
+    begun = begin_slowly(scene, vm)
 
     def request(mib: int) -> None:
         vm.qmp.cmd('qom-set', path='vmem', property='requested-size',
@@ -132,23 +117,23 @@ def virtio_mem(scene: Scene) -> None:
     time.sleep(2)
     scene.check.moves(vm)
     expect_active(vm, 'less requested')
-    sink.full_speed()
+    begun.sink.full_speed()
     if size() != PLUG_MB:
         raise AssertionError(f'{size()} MiB plugged in during the snapshot')
-    snapshot.wait(vm, mark)
+    snapshot.wait(vm, begun.mark)
     # The guest would try again, but later and later; so give it a reason.
     request(PLUG_MB // 2 + 16)
     wait_until('unplugged', lambda: size() == PLUG_MB // 2 + 16)
     request(PLUG_MB * 3 // 2)
     wait_until('plugged', lambda: size() == PLUG_MB * 3 // 2)
     scene.prove(vm)
-    scene.prove_image(sink.finish(), vm.hardware)
+    scene.prove_image(begun.sink.finish(), vm.hardware)
 
 
 def dimm(scene: Scene) -> None:
     """Devices come and go after the snapshot; a backend may come at once."""
     vm = boot(scene, Hardware(ram_mb=BOOT_MB + PLUG_MB, memory='dimm'))
-    sink, mark = begin(scene, vm)
+    begun = begin_slowly(scene, vm)
     vm.qmp.cmd('object-add', qom_type='memory-backend-ram', id='late',
                size=PLUG_MB * MIB)
     late = {'driver': 'pc-dimm', 'id': 'late-dimm', 'memdev': 'late'}
@@ -157,8 +142,8 @@ def dimm(scene: Scene) -> None:
             lambda: vm.qmp.cmd('device_del', id='dimm'))
     scene.check.moves(vm)
     expect_active(vm, 'a DIMM was refused')
-    sink.full_speed()
-    snapshot.wait(vm, mark)
+    begun.sink.full_speed()
+    snapshot.wait(vm, begun.mark)
     vm.qmp.cmd('device_add', **late)
     since = vm.console.mark()
     vm.console.run('until [ $(awk "/MemTotal/{print \\$2}" /proc/meminfo) -gt '
@@ -166,7 +151,7 @@ def dimm(scene: Scene) -> None:
                    'echo plugged')
     vm.console.wait('^plugged', since, 30)
     scene.prove(vm)
-    scene.prove_image(sink.finish(), vm.hardware)
+    scene.prove_image(begun.sink.finish(), vm.hardware)
 
 
 CASES = [

@@ -6,25 +6,13 @@ import subprocess
 import time
 
 from .. import snapshot
+from ..hardware import Hardware
 from ..host import mount_tmpfs
-from ..scene import Case, Scene, expect_status
+from ..scene import Case, Scene
 from ..sink import ExecSink, FileSink, PipeSink, SocketSink
-from ..vm import VM, Hardware
-from .lifecycle import begin, expect_active, under_way
+from ..steps import begin, expect_active, expect_end
 
 CANCEL_S = 15
-
-
-def expect_end(vm: VM, mark: int, status: str, timeout: float) -> str:
-    """The snapshot ends as @status within @timeout; returns the reason."""
-    try:
-        snapshot.wait(vm, mark, timeout)
-    except snapshot.SnapshotFailed as failure:
-        if not str(failure).startswith(status):
-            raise AssertionError(f'snapshot ended as {failure}, '
-                                 f'expected {status}') from failure
-        return str(failure)
-    raise AssertionError(f'snapshot completed, expected {status}')
 
 
 def command_ends(scene: Scene) -> None:
@@ -34,7 +22,7 @@ def command_ends(scene: Scene) -> None:
     mark = snapshot.start(vm, ExecSink(scene.image(),
                                        'head -c 1000000 >/dev/null'))
     expect_end(vm, mark, 'failed', 60)
-    expect_status(vm, 'running')
+    vm.expect_status('running')
     scene.prove(vm)
     scene.round_trip(vm)
 
@@ -49,7 +37,7 @@ def disk_full(scene: Scene) -> None:
     reason = expect_end(vm, mark, 'failed', 60)
     if 'No space left' not in reason:
         raise AssertionError(f'the reason does not name the cause: {reason}')
-    expect_status(vm, 'running')
+    vm.expect_status('running')
     scene.prove(vm)
     (room / 'image').unlink()
     subprocess.run(['mount', '-o', 'remount,size=1g', room], check=True)
@@ -58,10 +46,10 @@ def disk_full(scene: Scene) -> None:
 
 def cancel(scene: Scene) -> None:
     vm = scene.boot(Hardware(vcpus=2, disk=scene.new_disk()))
-    sink, mark = begin(scene, vm)
+    mark = begin(scene, vm).mark
     vm.qmp.cmd('migrate_cancel')
     expect_end(vm, mark, 'cancelled', CANCEL_S)
-    expect_status(vm, 'running')
+    vm.expect_status('running')
     scene.prove(vm)
     scene.round_trip(vm)
 
@@ -75,9 +63,7 @@ def _cancel_stuck(scene: Scene, sink) -> None:
     scene.callback(sink.abandon)
     vm = scene.boot()
     vm.qmp.cmd('migrate-set-parameters', snapshot_buffer_size=1 << 20)
-    scene.pause(vm)
-    mark = snapshot.start(vm, sink)
-    under_way(vm, sink)
+    mark = begin(scene, vm, sink).mark
     sink.hold()
     received = -1
     while received != sink.received:
@@ -86,7 +72,7 @@ def _cancel_stuck(scene: Scene, sink) -> None:
     expect_active(vm, 'sink stopped')
     vm.qmp.cmd('migrate_cancel')
     expect_end(vm, mark, 'cancelled', CANCEL_S)
-    expect_status(vm, 'running')
+    vm.expect_status('running')
     scene.prove(vm)
     scene.round_trip(vm, FileSink(scene.image('second')))
 

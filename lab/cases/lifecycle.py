@@ -4,64 +4,28 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 import subprocess
 import time
-from typing import Tuple
 
 from .. import snapshot
-from ..scene import Case, Scene, expect_status
+from ..hardware import Hardware
+from ..scene import Case, Scene
 from ..sink import PipeSink
-from ..vm import VM, Hardware
-
-SLOW_MB_S = 80
-
-
-def slow(scene: Scene) -> PipeSink:
-    """A sink slow enough for something to be done during the snapshot."""
-    return PipeSink(scene.image(), mb_per_s=SLOW_MB_S)
-
-
-def under_way(vm: VM, sink: PipeSink) -> None:
-    """Wait until RAM is on its way to the sink, and the VM running."""
-    deadline = time.monotonic() + 30
-    while sink.received < 8e6 or vm.status() != 'running':
-        if time.monotonic() > deadline:
-            raise AssertionError(f'VM is {vm.status()} and the sink has '
-                                 f'{sink.received} bytes after 30 s')
-        time.sleep(0.02)
-
-
-def begin(scene: Scene, vm: VM) -> Tuple[PipeSink, int]:
-    """Pause @vm and start a slow snapshot that resumes it and is under way.
-
-    Returns its sink and the mark from which snapshot.wait() looks.
-    """
-    sink = slow(scene)
-    scene.pause(vm)
-    mark = snapshot.start(vm, sink)
-    under_way(vm, sink)
-    return sink, mark
-
-
-def expect_active(vm: VM, when: str) -> None:
-    status = vm.qmp.cmd('query-migrate')['status']
-    if status != 'active':
-        raise AssertionError(f'{when}: snapshot is {status} already: '
-                             'the case has tested nothing')
+from ..steps import SLOW_MB_S, begin, expect_active, expect_mappings
 
 
 def paused_resumes(scene: Scene) -> None:
     """A paused VM runs again by itself, long before the snapshot's end."""
     vm = scene.boot(Hardware(vcpus=2, disk=scene.new_disk()))
-    sink = slow(scene)
+    sink = PipeSink(scene.image(), SLOW_MB_S)
     began = vm.qmp.mark()
     frozen = scene.pause(vm)
-    expect_status(vm, 'paused')
+    vm.expect_status('paused')
     mark = snapshot.start(vm, sink)
     vm.qmp.wait_event(began, 'RESUME', lambda e: e['event'] == 'RESUME', 30)
-    expect_status(vm, 'running')
+    vm.expect_status('running')
     scene.check.moves(vm)
     expect_active(vm, 'guest runs')
     snapshot.wait(vm, mark)
-    expect_status(vm, 'running')
+    vm.expect_status('running')
     scene.prove(vm)
     scene.prove_image(sink.finish(), vm.hardware, frozen)
 
@@ -69,9 +33,9 @@ def paused_resumes(scene: Scene) -> None:
 def running_is_stopped_and_resumed(scene: Scene) -> None:
     """Without step 1: migrate stops the VM itself."""
     vm = scene.boot()
-    sink = slow(scene)
+    sink = PipeSink(scene.image(), SLOW_MB_S)
     snapshot.take(vm, sink, stop=False)
-    expect_status(vm, 'running')
+    vm.expect_status('running')
     scene.prove(vm)
     scene.prove_image(sink.finish(), vm.hardware)
 
@@ -90,15 +54,15 @@ def straight_after(scene: Scene) -> None:
 
 def stop_and_cont(scene: Scene) -> None:
     vm = scene.boot()
-    sink, mark = begin(scene, vm)
+    sink, mark, _ = begin(scene, vm)
     for _ in range(3):
         vm.qmp.cmd('stop')
-        expect_status(vm, 'paused')
+        vm.expect_status('paused')
         vm.qmp.cmd('cont')
-        expect_status(vm, 'running')
+        vm.expect_status('running')
     expect_active(vm, 'stopped and continued')
     snapshot.wait(vm, mark)
-    expect_status(vm, 'running')
+    vm.expect_status('running')
     scene.prove(vm)
     scene.prove_image(sink.finish(), vm.hardware)
 
@@ -106,11 +70,11 @@ def stop_and_cont(scene: Scene) -> None:
 def stays_stopped(scene: Scene) -> None:
     """A VM that the user stops during the snapshot stays stopped."""
     vm = scene.boot()
-    sink, mark = begin(scene, vm)
+    sink, mark, _ = begin(scene, vm)
     vm.qmp.cmd('stop')
     expect_active(vm, 'stopped')
     snapshot.wait(vm, mark)
-    expect_status(vm, 'paused')
+    vm.expect_status('paused')
     scene.prove_image(sink.finish(), vm.hardware)
     vm.qmp.cmd('cont')
     scene.prove(vm)
@@ -118,18 +82,18 @@ def stays_stopped(scene: Scene) -> None:
 
 def guest_powers_off(scene: Scene) -> None:
     vm = scene.boot()
-    sink, mark = begin(scene, vm)
+    sink, mark, _ = begin(scene, vm)
     vm.console.run('poweroff -f')
     vm.qmp.wait_event(mark, 'SHUTDOWN', lambda e: e['event'] == 'SHUTDOWN', 30)
     expect_active(vm, 'powered off')
     snapshot.wait(vm, mark)
-    expect_status(vm, 'shutdown')
+    vm.expect_status('shutdown')
     scene.prove_image(sink.finish(), vm.hardware)
 
 
 def reset(scene: Scene) -> None:
     vm = scene.boot()
-    sink, mark = begin(scene, vm)
+    sink, mark, _ = begin(scene, vm)
     lines = vm.console.mark()
     vm.qmp.cmd('system_reset')
     vm.qmp.wait_event(mark, 'RESET', lambda e: e['event'] == 'RESET', 30)
@@ -144,27 +108,20 @@ def reset(scene: Scene) -> None:
 def quit_ends(scene: Scene) -> None:
     """QEMU can be ended during a snapshot."""
     vm = scene.boot()
-    sink, _ = begin(scene, vm)
+    begin(scene, vm)
     vm.qmp.cmd('quit')
     try:
-        code = vm.process.wait(20)
+        code = vm.process._process.wait(20)
     except subprocess.TimeoutExpired:
         raise AssertionError('QEMU still runs 20 s after quit') from None
     if code != 0:
         raise AssertionError(f'QEMU ended with code {code} after quit')
 
 
-def expect_mappings(vm: VM, before: int) -> None:
-    after = vm.mappings()
-    # A few more or less: stacks and arenas of threads come and go.
-    if abs(after - before) > 20:
-        raise AssertionError(f'{before} mappings before, {after} after')
-
-
 def traps_end(scene: Scene) -> None:
     """After the snapshot: as many mappings as before, and full speed."""
     vm = scene.boot()
-    before, speed = vm.mappings(), scene.check.speed(vm)
+    before, speed = vm.process.mappings(), scene.check.speed(vm)
     sink = PipeSink(scene.image())
     scene.pause(vm)
     snapshot.wait(vm, snapshot.start(vm, sink))

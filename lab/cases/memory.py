@@ -6,15 +6,17 @@ host what they have not touched.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import functools
+import re
 
 from .. import snapshot
+from ..hardware import Hardware
 from ..host import MIB, Skip
 from ..memory import BOOT_MB, KINDS, Kind
-from ..qmp import ExecuteError
 from ..scene import Case, Scene
-from ..vm import VM, Hardware
+from ..snapshot import TRAPS
+from ..steps import expect_trap, refused
+from ..vm import VM
 from ..workload import SelfCheck
-from .traps import TRAPS
 
 RAM_MB = BOOT_MB + 512
 BUFFER_MB = 16
@@ -26,32 +28,18 @@ ELSE_MB = 64
 def expect_uses(vm: VM, kind: Kind) -> None:
     if kind.uses:
         line, much = kind.uses
-        size = vm.rollup(line)
+        size = vm.process.memory('smaps_rollup', line)
         if (size > ELSE_MB * MIB) != much:
             raise AssertionError(f'{line} is {size // MIB} MiB: the setting '
                                  'has no effect')
 
 
-def expect_refused(vm: VM, trap: str, reason: str) -> None:
-    """A trap that cannot be is not taken, for the reason that was given."""
-    snapshot.set_trap(vm, trap)
-    try:
-        snapshot.enable(vm)
-    except ExecuteError as refusal:
-        if reason not in str(refusal):
-            raise AssertionError(f'{trap} was refused with "{refusal}", and '
-                                 f'is out for: {reason}') from refusal
-        return
-    raise AssertionError(f'{trap} was accepted: {reason}')
-
-
 def round_trip(scene: Scene, vm: VM, trap: str) -> None:
-    before = vm.memory_used()
+    before = vm.process.memory_used()
     scene.round_trip(vm)
-    grown = (vm.memory_used() - before) // MIB
+    grown = (vm.process.memory_used() - before) // MIB
     scene.note(f'{trap} {grown:+} MiB')
-    if snapshot.used_trap(vm) != trap:
-        raise AssertionError(f'used {snapshot.used_trap(vm)}, not {trap}')
+    expect_trap(vm, trap)
     if grown > BUFFER_MB + ELSE_MB:
         raise AssertionError(f'{trap}: the snapshot took {grown} MiB')
 
@@ -71,7 +59,9 @@ def memory(name: str, scene: Scene) -> None:
         except Skip:
             reason = snapshot.traps(vm)[trap]
             scene.note(f'no {trap}: {reason}')
-            expect_refused(vm, trap, reason)
+            # It is not taken, for the reason that was given.
+            snapshot.set_trap(vm, trap)
+            refused(trap, re.escape(reason), lambda: snapshot.enable(vm))
             continue
         round_trip(scene, vm, trap)
 

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 from .. import host, snapshot
+from ..hardware import Hardware
 from ..host import MIB
 from ..scene import Case, Scene, acceptance
 from ..sink import PipeSink
-from ..vm import Hardware
+from ..steps import expect_mappings
 from ..workload import SelfCheck
-from .lifecycle import expect_mappings
 
 FAULTS = 200000
 # The first write to every 32nd page is saved with what is around it and
@@ -33,12 +33,12 @@ def scattered(scene: Scene) -> None:
     scene.choose_trap(vm, 'mprotect')
     vm.qmp.cmd('migrate-set-parameters',
                snapshot_buffer_size=BUFFER_MB * MIB)
-    before = peak = vm.mappings()
+    before = peak = vm.process.mappings()
     sink = PipeSink(scene.image(), SINK_MB_S)
     scene.pause(vm)
     mark = snapshot.start(vm, sink)
     while vm.qmp.cmd('query-migrate')['status'] in ('setup', 'active'):
-        peak = max(peak, vm.mappings())
+        peak = max(peak, vm.process.mappings())
         time.sleep(0.1)
     snapshot.wait(vm, mark)
     [faults] = snapshot.faults(vm)

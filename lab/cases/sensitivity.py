@@ -12,9 +12,10 @@ from typing import Callable, Dict, Tuple
 
 from .. import snapshot
 from ..console import GuestError
+from ..hardware import Hardware
 from ..scene import Case, Scene
 from ..sink import FileSink
-from ..vm import VM, Hardware
+from ..vm import VM
 from ..workload import SelfCheck
 
 PAGE, STEP, STATIC_OWNER = 4096, 0x9e3779b97f4a7c15, 0x80

@@ -2,18 +2,23 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import shlex
 import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List
+from typing import Dict, List, Optional, Tuple
 
-from .. import env
+from .. import env, place
+from ..console import Console
+from ..hardware import Hardware
 from ..vm import VM, boot
+from . import debug, initramfs
+from .kernel import DEBIAN
 
 LINES = 12
 DISK_MB = 256
-BOOT_TIMEOUT = 180
+BOOT_S = 180
 # The tick never stops: QEMU's VMRUN can lose an interrupt that comes in while it
 # notes a virtual one (helper_vmrun() changes interrupt_request without a lock).
 # The local APIC looks again whenever its timer ticks; a CPU that waits for one
@@ -23,68 +28,60 @@ CMDLINE = ('console=ttyS0 loglevel=7 panic=-1 tsc=reliable no_timer_check '
            'kvm.force_emulation_prefix=1 kvm.tsc_tolerance_ppm=10000 '
            'kvm.halt_poll_ns=0 rcupdate.rcu_cpu_stall_timeout=120 '
            f'lines={LINES}')
-
-
-@dataclass
-class HostHardware:
-    """The machine that runs a kernel with KVM.
-
-    folder: of the sockets of lines, and of the disk, which becomes /dev/vda.
-    options: more of the kernel's command line.
-    vcpus: one for the host alone (see init), the others for nested guests.
-    """
-    kernel: Path
-    initrd: Path
-    folder: Path
-    options: str = ''
-    vcpus: int = 3
-    ram_mb: int = 2560
-
-    def arguments(self) -> List[str]:
-        ports = ['-device', 'virtio-serial-pci,max_ports=31']
-        for number in range(LINES):
-            ports += ['-chardev', f'socket,id=line{number},server=on,wait=off,'
-                      f'path={self.folder}/{number}',
-                      '-device', f'virtserialport,chardev=line{number},'
-                      f'name={number}']
-        return ['-nodefaults', '-no-user-config', '-display', 'none',
-                '-drive', f'if=virtio,format=raw,file={self.folder}/disk',
-                '-M', 'q35', '-accel', 'tcg,thread=multi',
-                '-cpu', 'max,+svm,+npt', '-m', str(self.ram_mb),
-                '-smp', str(self.vcpus), '-kernel', str(self.kernel),
-                '-initrd', str(self.initrd), '-append',
-                f'{CMDLINE} {self.options}', *ports]
+# Of the guests in it.  The host has no constant TSC, so that the guest's
+# sched_clock, which the watchdog goes by, jumps.  Its kvmclock does not.
+GUEST = Hardware(vcpus=2, ram_mb=256, accel='kvm', cpu='max,svm=off',
+                 kernel=initramfs.KERNEL, initrd=initramfs.INITRD,
+                 cmdline=Hardware.cmdline + ' nosoftlockup')
+# The kernel, the initramfs and more of the kernel's command line.
+HOSTS: Dict[str, Tuple[Path, Path, str]] = {
+    'patched': (DEBIAN.image, initramfs.PATCHED, ''),
+    # KVM shadows the page tables of its guests.
+    'shadow': (DEBIAN.image, initramfs.PATCHED, 'kvm_amd.npt=0'),
+    'debug': (debug.VMLINUX, initramfs.DEBUG, ''),
+    'control': (DEBIAN.image, initramfs.CONTROL, ''),
+}
 
 
 class Host:
-    """Boots it; a context manager: leaving it ends the host.
+    """A place (see place.py): one of HOSTS, booted.
 
-    Commands are lines of shell; see run().
+    It has one vCPU for itself (see init), the others for nested guests.
+    initrd: in place of its own.
     """
+    qemu = initramfs.OURS
+    stock = initramfs.STOCK
+    qemu_img = initramfs.QEMU_IMG
+    scratch = Path('/tmp/lab')
+    hardware = GUEST
+    patience = 3
 
-    def __init__(self, kernel: Path, initrd: Path, log: Path,
-                 options: str = ''):
+    def __init__(self, name: str, log: Path,
+                 initrd: Optional[Path] = None):
         # A short path: those of unix sockets are limited to 107 bytes.
         self._folder = tempfile.TemporaryDirectory(prefix='lab')
         folder = Path(self._folder.name)
-        hardware = HostHardware(kernel, initrd, folder, options)
         self._free_lines = list(range(LINES))
         self._commands = 0
         self._trouble = 0
+        kernel, usual, options = HOSTS[name]
+        hardware = Hardware(vcpus=3, ram_mb=2560, cpu='max,+svm,+npt',
+                            kernel=kernel, initrd=initrd or usual,
+                            cmdline=f'{CMDLINE} {options}')
+        more = ['-drive', f'if=virtio,format=raw,file={folder}/disk',
+                '-device', 'virtio-serial-pci,max_ports=31']
+        for line in range(LINES):
+            more += ['-chardev', f'socket,id=line{line},server=on,wait=off,'
+                     f'path={folder}/{line}', '-device',
+                     f'virtserialport,chardev=line{line},name={line}']
         try:
             with (folder / 'disk').open('wb') as disk:
                 disk.truncate(DISK_MB << 20)
-            self.vm = boot(lambda: VM(env.STOCK, hardware, log), 'host ready',
-                           BOOT_TIMEOUT)
+            self.vm = boot(lambda: VM(env.STOCK, hardware, log, *more),
+                           'host ready', BOOT_S)
         except BaseException:
             self._folder.cleanup()
             raise
-
-    def __enter__(self) -> 'Host':
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def run(self, command: str, timeout: float = 60) -> List[str]:
         """What a shell command prints; raises RuntimeError if it fails."""
@@ -99,6 +96,9 @@ class Host:
             raise RuntimeError(f'in the host: {command}: status '
                                f'{found.group(1)}: {" | ".join(printed)}')
         return printed
+
+    def start(self, command: List[str], log: Path) -> 'NestedProcess':
+        return NestedProcess(self, command, log)
 
     def open_line(self) -> 'Line':
         """A connection to a file in the host, which a program may open."""
@@ -129,3 +129,42 @@ class Line:
     number: int
     socket: socket.socket
     path: str
+
+
+class NestedProcess:
+    """A QEMU in the host; see place.Process."""
+
+    def __init__(self, host: Host, command: List[str], log: Path):
+        self._host = host
+        self.kernel_log = place.log_file(log, 'kernel')
+        self.output = place.log_file(log, 'qemu')
+        self._lines = [host.open_line() for _ in range(4)]
+        kernel, console, output, monitor = self._lines
+        self.console = Console(console.socket, place.log_file(log, 'lines'))
+        self._consoles = [self.console,
+                          Console(kernel.socket, self.kernel_log),
+                          Console(output.socket, self.output)]
+        self.monitor = monitor.socket
+        options = place.lines(*(f'pipe,path={line.path}' for line
+                                in (kernel, console, monitor)))
+        [pid] = host.run(f'{shlex.join([*command, *options])} '
+                         f'>{output.path} 2>&1 & echo $!')
+        self._pid = int(pid)
+
+    def ended(self) -> str:
+        try:
+            self._host.run(f'kill -0 {self._pid}')
+        except RuntimeError:
+            return 'has ended'
+        return ''
+
+    def end(self) -> None:
+        self._host.run(f'kill -9 {self._pid} || true; '
+                       f'while kill -0 {self._pid}; do sleep 0.1; done '
+                       '2>/dev/null || true')
+        for line in self._lines[:3]:
+            line.socket.shutdown(socket.SHUT_RDWR)
+        for console in self._consoles:
+            console.close()
+        for line in self._lines:
+            self._host.close_line(line)

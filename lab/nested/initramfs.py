@@ -26,9 +26,8 @@ KVM_ONLY = Path('/kvm-only/qemu-system-x86_64')
 KERNEL = Path('/guest/vmlinux')
 INITRD = Path('/guest/initrd')
 PROGRAMS = ['selfcheck', 'diskcheck']
-# Nested guests by themselves
+# A nested guest by itself
 KVM_WRITES = Path('/guest/kvmwrites')
-KVM_FAULTS = Path('/guest/kvmfaults')
 FIRMWARE = {
     '/usr/share/qemu': ['kvmvapic.bin', 'linuxboot_dma.bin', 'pvh.bin'],
     '/usr/share/seabios': ['bios-256k.bin', 'vgabios-stdvga.bin'],
@@ -40,25 +39,26 @@ def build() -> None:
     """Write them; builds and fetches what is in them."""
     modules.build()
     guest.build()
-    for program in (KVM_WRITES, KVM_FAULTS):
-        _build_bare(program.name)
+    bare = build_bare(HERE / 'kvmwrites.c')
     debian = DEBIAN.modules(MODULES)
-    _write(PATCHED, modules.in_place(debian))
-    _write(CONTROL, debian)
-    _write(DEBUG, [])
+    _write(PATCHED, bare, modules.in_place(debian))
+    _write(CONTROL, bare, debian)
+    _write(DEBUG, bare, [])
 
 
-def _build_bare(name: str) -> None:
+def build_bare(source: Path) -> Path:
     """A program that runs without a system: see bare.h."""
+    program = FOLDER / source.stem
     subprocess.run(
         ['gcc', '-m32', '-std=gnu11', '-O2', '-Wall', '-Wextra', '-Werror',
          '-ffreestanding', '-mgeneral-regs-only', '-fcf-protection=none',
          '-fno-asynchronous-unwind-tables', '-fno-pie', '-no-pie', '-static',
          '-nostdlib', '-Wl,--build-id=none,-Ttext-segment=0x100000,-e,start',
-         '-o', FOLDER / name, HERE / f'{name}.c'], check=True)
+         '-I', HERE, '-o', program, source], check=True)
+    return program
 
 
-def _write(path: Path, loaded: List[Path]) -> None:
+def _write(path: Path, bare: Path, loaded: List[Path]) -> None:
     files = Archive()
     for name in ('/proc', '/sys'):
         files.directory(name)
@@ -73,8 +73,7 @@ def _write(path: Path, loaded: List[Path]) -> None:
             (modules.SELFTEST, f'/bin/{modules.SELFTEST.name}')):
         files.program(program, str(name))
     files.copy(DEBIAN.image, str(KERNEL))
-    for program in (KVM_WRITES, KVM_FAULTS):
-        files.copy(FOLDER / program.name, str(program))
+    files.copy(bare, str(KVM_WRITES))
     files.file(str(INITRD), guest.initramfs(
         PROGRAMS, DEBIAN.modules(['virtio_pci', 'virtio_blk'])))
     for folder, names in FIRMWARE.items():

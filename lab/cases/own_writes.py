@@ -7,15 +7,14 @@ lifts a trap that was left there.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import re
-import time
 from pathlib import Path
 from typing import Callable, Dict, NamedTuple
 
 from .. import snapshot
-from ..cases.lifecycle import expect_active
-from .initramfs import KVM_WRITES
-from .scene import BOOT_TIMEOUT, SNAPSHOT_TIMEOUT, NestedScene, begin
-from .vm import NestedHardware, NestedVM
+from ..nested.initramfs import KVM_WRITES
+from ..scene import Case, Scene
+from ..steps import begin_held, expect_active, wait_until
+from ..vm import BOOT_S, VM
 
 # Too small for the scanner to reach the pages in question, at 40 MiB.
 BUFFER_MB = 16
@@ -32,11 +31,11 @@ class GoesOn(NamedTuple):
     """What proves such a guest: it has seen more of each than @before."""
     before: Dict[str, int]
 
-    def prove(self, vm: NestedVM) -> None:
+    def prove(self, vm: VM) -> None:
         expect_more(vm, self.before)
 
 
-def own_writes(trap: str, on_disk: bool) -> Callable[[NestedScene], None]:
+def own_writes(trap: str, on_disk: bool) -> Callable[[Scene], None]:
     """They are done, whatever is trapped.
 
     on_disk: the guest's RAM is, so that there are asynchronous page faults.
@@ -44,59 +43,63 @@ def own_writes(trap: str, on_disk: bool) -> Callable[[NestedScene], None]:
     wanted = [name for name in MORE
               if on_disk or name not in ('absent', 'ready')]
 
-    def run(scene: NestedScene) -> None:
+    def run(scene: Scene) -> None:
         if on_disk:
-            scene.host.run('echo 1 >/proc/sys/vm/drop_caches')
-        hardware = NestedHardware(vcpus=1, guest=KVM_WRITES,
+            scene.place.run('echo 1 >/proc/sys/vm/drop_caches')
+        hardware = scene.hardware(vcpus=1, kernel=KVM_WRITES,
                                   ram_file=HOST_DISK if on_disk else None)
         vm = scene.start(hardware)
-        vm.wait_boot(BOOT_TIMEOUT)
+        vm.wait_boot()
         expect_more(vm, {name: 0 for name in wanted})
         snapshot.set_trap(vm, trap)
         snapshot.pause(vm)
         before = {**told(vm), **{name: in_memory(vm, address)
                                  for name, address in VERSIONS.items()}}
-        sink, mark, _ = begin(scene, vm, BUFFER_MB)
+        begun = begin_held(scene, vm, BUFFER_MB)
         expect_more(vm, {name: before[name] for name in wanted})
         expect_active(vm, 'KVM has written')
-        sink.open()
-        snapshot.wait(vm, mark, SNAPSHOT_TIMEOUT)
+        begun.sink.full_speed()
+        snapshot.wait(vm, begun.mark)
         now = told(vm)
         expect_more(vm, {name: now[name] for name in ('steal', 'eoi')})
         if on_disk:
             return  # two VMs cannot have it
         vm.qmp.cmd('stop')
         scene.check = GoesOn({name: before[name] for name in wanted})
-        scene.prove_image(sink.finish(), hardware)
+        scene.prove_image(begun.sink.finish(), hardware)
 
     return run
 
 
-def told(vm: NestedVM) -> Dict[str, int]:
+def told(vm: VM) -> Dict[str, int]:
     """The numbers in the guest's latest line."""
     line = vm.console.wait('^kvm .*', max(0, vm.console.mark() - 1),
-                           BOOT_TIMEOUT).group(0)
+                           BOOT_S * vm.place.patience).group(0)
     return {name: int(number)
             for name, number in re.findall(r'(\w+)=(\d+)', line)}
 
 
-def in_memory(vm: NestedVM, address: int) -> int:
+def in_memory(vm: VM, address: int) -> int:
     """A word of the guest's memory."""
     line = vm.qmp.cmd('human-monitor-command',
                       command_line=f'xp /1wd {address:#x}')
     return int(line.split(':')[1])
 
 
-def expect_more(vm: NestedVM, than: Dict[str, int]) -> None:
+def expect_more(vm: VM, than: Dict[str, int]) -> None:
     """Wait until the guest has seen more of each."""
-    deadline = time.monotonic() + BOOT_TIMEOUT
-    while True:
+    def done() -> bool:
         now = told(vm)
-        less = [f'{name}={now[name]} after {number}'
-                for name, number in than.items()
-                if now[name] < number + MORE[name]]
-        if not less:
-            return
-        if time.monotonic() > deadline:
-            raise AssertionError(f'KVM does not write: {", ".join(less)}')
-        time.sleep(0.1)
+        return all(now[name] >= number + MORE[name]
+                   for name, number in than.items())
+
+    wait_until(f'KVM writes more than {than}', done,
+               BOOT_S * vm.place.patience)
+
+
+CASES = [
+    Case('own-writes-uffd-signal', run=own_writes('uffd-signal', False),
+         hosts=['patched']),
+    Case('own-writes-mprotect', run=own_writes('mprotect', True),
+         hosts=['patched']),
+]

@@ -10,7 +10,7 @@
  */
 #include "bare.h"
 
-/* Behind what the scanner has saved by then; see cost */
+/* Behind what the scanner has saved by then; see kvm */
 #define AREA (160u << 20)
 #define SIZE (64u << 20)
 #define STEP (128u << 10)

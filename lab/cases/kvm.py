@@ -1,42 +1,39 @@
-"""What is tested with KVM in the nested lab's host.
+"""What is tested with KVM, in a nested host.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import re
 import time
-from typing import Callable, List, NamedTuple
+from typing import Callable, List, Optional
 
 from .. import snapshot
-from ..cases.bad_input import refused
-from ..cases.lifecycle import expect_active
-from .initramfs import KVM_ONLY
-from .own_writes import own_writes
-from .scene import BOOT_TIMEOUT, SNAPSHOT_TIMEOUT, NestedScene, begin
-from .vm import NestedHardware, NestedVM
+from ..hardware import Hardware
+from ..nested.initramfs import KVM_ONLY
+from ..scene import Case, Scene
+from ..snapshot import TRAPS
+from ..steps import (begin_held, expect_active, expect_trap, finish, refused,
+                     wait_until)
+from ..vm import BOOT_S, VM
+from ..workload import DiskCheck, SelfCheck
 
 SKIPPED = 4  # how a selftest of the kernel says so
 QTEST_TIMEOUT = 400
 SIGNALS, SIGNAL_EXITS = 20, 'cat /sys/kernel/debug/kvm/signal_exits'
 IN_THREAD = ['uffd-signal', 'mprotect']
-TRAPS = [*IN_THREAD, 'uffd-thread']
 # How long a VM is paused, and what its clock must not jump by.
 PAUSE_S, JUMP_S = 8, 2
 
 
-class Case(NamedTuple):
-    """A test; run() raises if it fails.
-
-    kernels: of the hosts it is for; extra: only run if it is asked for.
-    """
-    name: str
-    kernels: List[str]
-    run: Callable[[NestedScene], None]
-    extra: bool = False
+def boot(scene: Scene, hardware: Optional[Hardware] = None) -> VM:
+    """With a disk, unless @hardware says otherwise, and small workloads."""
+    scene.check = SelfCheck(write_mb=24, static_mb=8, pause_us=5000)
+    scene.disk_check = DiskCheck(disk_mb=8, ring_mb=1)
+    return scene.boot(hardware or scene.hardware(disk=scene.new_disk()))
 
 
-def selftest(scene: NestedScene) -> None:
+def selftest(scene: Scene) -> None:
     """The kernel's own test of the patches, all of it."""
-    printed = scene.host.run('/bin/memory_fault_denied_test 2>&1', 120)
+    printed = scene.place.run('/bin/memory_fault_denied_test 2>&1', 120)
     if not any(line.endswith(': ok') for line in printed):
         raise AssertionError('it has tested nothing')
     skipped = [line for line in printed if 'skipped' in line]
@@ -44,47 +41,47 @@ def selftest(scene: NestedScene) -> None:
         raise AssertionError(skipped[0])
 
 
-def selftest_skipped(scene: NestedScene) -> None:
+def selftest_skipped(scene: Scene) -> None:
     """A kernel without the patches is noticed."""
-    [status] = scene.host.run('/bin/memory_fault_denied_test >/dev/null 2>&1; '
+    [status] = scene.place.run('/bin/memory_fault_denied_test >/dev/null 2>&1; '
                               'echo $?')
     if int(status) != SKIPPED:
         raise AssertionError(f'status {status}, expected {SKIPPED}: skipped')
 
 
-def counted_outside(scene: NestedScene) -> None:
+def counted_outside(scene: Scene) -> None:
     """The kernel and our modules agree about the offsets in their structures.
 
     What ends KVM_RUN for a signal is not part of the modules.
     """
-    vm = scene.start(NestedHardware(vcpus=1))
-    vm.wait_boot(BOOT_TIMEOUT)
-    [before] = scene.host.run(SIGNAL_EXITS)
+    vm = scene.start(scene.hardware(vcpus=1))
+    vm.wait_boot()
+    [before] = scene.place.run(SIGNAL_EXITS)
     for _ in range(SIGNALS):
         vm.qmp.cmd('stop')
         vm.qmp.cmd('cont')
-    [after] = scene.host.run(SIGNAL_EXITS)
+    [after] = scene.place.run(SIGNAL_EXITS)
     if int(after) - int(before) < SIGNALS // 2:
         raise AssertionError(f'{after} exits for signals, {before} before '
                              f'{SIGNALS} pauses')
 
 
-def log_is_read(scene: NestedScene) -> None:
+def log_is_read(scene: Scene) -> None:
     """What the host's kernel warns of is noticed, lockdep still looks."""
-    scene.host.run('echo WARNING >/sys/kernel/debug/provoke-crash/DIRECT')
-    if not scene.host.trouble():
+    scene.place.run('echo WARNING >/sys/kernel/debug/provoke-crash/DIRECT')
+    if not scene.place.trouble():
         raise AssertionError('a warning of the kernel was not noticed')
-    [state] = scene.host.run('grep debug_locks /proc/lockdep_stats')
+    [state] = scene.place.run('grep debug_locks /proc/lockdep_stats')
     if not re.search(r':\s+1$', state):
         raise AssertionError(f'lockdep has stopped: {state}')
 
 
-def qtest(test: str) -> Callable[[NestedScene], None]:
+def qtest(test: str) -> Callable[[Scene], None]:
     """The migration tests' boot sector, which fills memory all the time."""
     path = f'/x86_64/migration/background-snapshot/{test}'
 
-    def run(scene: NestedScene) -> None:
-        printed = scene.host.run(
+    def run(scene: Scene) -> None:
+        printed = scene.place.run(
             'cd /tmp; QTEST_QEMU_MACHINE_TYPE=pc '
             f'QTEST_QEMU_BINARY={KVM_ONLY} '
             f'migration-test --tap -k -p {path} 2>&1 || true', QTEST_TIMEOUT)
@@ -96,7 +93,7 @@ def qtest(test: str) -> Callable[[NestedScene], None]:
     return run
 
 
-def expect_reasons(vm: NestedVM, word: str) -> None:
+def expect_reasons(vm: VM, word: str) -> None:
     """In-thread traps are out for a reason with @word, however asked for."""
     told = snapshot.traps(vm)
     for trap in IN_THREAD:
@@ -110,51 +107,49 @@ def expect_reasons(vm: NestedVM, word: str) -> None:
     snapshot.set_trap(vm, 'auto')
 
 
-def round_trip(scene: NestedScene, vm: NestedVM, trap: str,
+def round_trip(scene: Scene, vm: VM, trap: str,
                expected: str = '') -> None:
     """A snapshot; @expected is what trap is really used."""
     snapshot.set_trap(vm, trap)
-    scene.round_trip(vm, timeout=SNAPSHOT_TIMEOUT)
-    if snapshot.used_trap(vm) != (expected or trap):
-        raise AssertionError(f'{trap} took {snapshot.used_trap(vm)}')
+    scene.round_trip(vm)
+    expect_trap(vm, expected or trap)
     if not snapshot.faults(vm)[-1]:
         raise AssertionError(f'{trap} has trapped no write')
 
 
-def each_trap(scene: NestedScene) -> None:
+def each_trap(scene: Scene) -> None:
     """Each can be, and auto takes the first."""
-    vm = scene.boot()
+    vm = boot(scene)
     told = snapshot.traps(vm)
-    if list(told) != TRAPS or any(told.values()):
+    if tuple(told) != TRAPS or any(told.values()):
         raise AssertionError(f'not all are available: {told}')
     round_trip(scene, vm, 'auto', TRAPS[0])
     for trap in TRAPS[1:]:
         round_trip(scene, vm, trap)
 
 
-def auto(scene: NestedScene) -> None:
-    round_trip(scene, scene.boot(), 'auto', 'uffd-signal')
+def auto(scene: Scene) -> None:
+    round_trip(scene, boot(scene), 'auto', 'uffd-signal')
 
 
-def unpatched(scene: NestedScene) -> None:
+def unpatched(scene: Scene) -> None:
     """Only uffd-thread can be, and auto takes it."""
-    vm = scene.boot()
+    vm = boot(scene)
     expect_reasons(vm, 'KVM')
     round_trip(scene, vm, 'auto', 'uffd-thread')
 
 
-def ruled_out(cpu: str, word: str) -> Callable[[NestedScene], None]:
+def ruled_out(cpu: str, word: str) -> Callable[[Scene], None]:
     """Something that KVM would write unseen for a guest's CPU."""
 
-    def run(scene: NestedScene) -> None:
-        scene.check.pause_us = 10000
-        vm = scene.start(NestedHardware(cpu=cpu), '-S')
+    def run(scene: Scene) -> None:
+        vm = scene.start(scene.hardware(cpu=cpu), '-S')
         expect_reasons(vm, word)
 
     return run
 
 
-def clock(trap: str) -> Callable[[NestedScene], None]:
+def clock(trap: str) -> Callable[[Scene], None]:
     """The guest's clocks do not jump by the time that the VM was paused.
 
     KVM tells the guest about it in a page that it writes as a vCPU begins to
@@ -162,8 +157,8 @@ def clock(trap: str) -> Callable[[NestedScene], None]:
     before.
     """
 
-    def run(scene: NestedScene) -> None:
-        vm = scene.boot(NestedHardware())
+    def run(scene: Scene) -> None:
+        vm = boot(scene, scene.hardware())
         source = ask(vm, 'cat /sys/devices/system/clocksource/clocksource0/'
                          'current_clocksource')
         if source != 'kvm-clock':
@@ -173,7 +168,7 @@ def clock(trap: str) -> Callable[[NestedScene], None]:
         before = clocks(vm)
         snapshot.pause(vm)
         time.sleep(PAUSE_S)
-        sink, mark, _ = begin(scene, vm)
+        begun = begin_held(scene, vm)
         after = clocks(vm)
         ran = time.monotonic() - began - PAUSE_S
         for old, new in zip(before, after):
@@ -181,88 +176,80 @@ def clock(trap: str) -> Callable[[NestedScene], None]:
                 raise AssertionError(f'a clock went from {old} to {new} in at '
                                      f'most {ran:.2f} s')
         expect_active(vm, 'guest runs')
-        sink.open()
-        snapshot.wait(vm, mark, SNAPSHOT_TIMEOUT)
+        begun.sink.full_speed()
+        snapshot.wait(vm, begun.mark)
         scene.prove(vm)
 
     return run
 
 
-def clocks(vm: NestedVM) -> List[float]:
+def clocks(vm: VM) -> List[float]:
     """Seconds, as each vCPU tells."""
     return [float(ask(vm, f"taskset {1 << vcpu} cat /proc/uptime").split()[0])
             for vcpu in range(vm.hardware.vcpus)]
 
 
-def ask(vm: NestedVM, command: str) -> str:
+def ask(vm: VM, command: str) -> str:
     """The line that a command in the guest prints."""
     mark = vm.console.mark()
     vm.console.run(f'echo answer $({command})')
     return vm.console.wait('^answer (.*)', mark, 60).group(1)
 
 
-def hotplug(trap: str) -> Callable[[NestedScene], None]:
+def hotplug(trap: str) -> Callable[[Scene], None]:
     """A vCPU begins to run during a snapshot, and tells KVM its pages."""
 
-    def run(scene: NestedScene) -> None:
-        vm = scene.boot()
+    def run(scene: Scene) -> None:
+        vm = boot(scene)
         snapshot.set_trap(vm, trap)
         online = '/sys/devices/system/cpu/cpu1/online'
         ask(vm, f'echo 0 >{online}; cat {online}')
-        sink, mark, frozen = begin(scene, vm)
+        begun = begin_held(scene, vm)
         for state in ('1', '0', '1'):
             got = ask(vm, f'echo {state} >{online}; cat {online}')
             if got != state:
                 raise AssertionError(f'CPU 1 online is {got}, not {state}')
         expect_active(vm, 'CPU 1 is back')
-        sink.open()
-        snapshot.wait(vm, mark, SNAPSHOT_TIMEOUT)
-        scene.prove(vm)
-        vm.qmp.cmd('stop')
-        scene.prove_image(sink.finish(), vm.hardware, frozen)
+        finish(scene, vm, begun)
 
     return run
 
 
-def reboot(trap: str) -> Callable[[NestedScene], None]:
+def reboot(trap: str) -> Callable[[Scene], None]:
     """The guest reboots during a snapshot."""
 
-    def run(scene: NestedScene) -> None:
+    def run(scene: Scene) -> None:
         # Without a disk, whose driver fails requests when Linux reboots.
-        vm = scene.boot(NestedHardware())
+        vm = boot(scene, scene.hardware())
         snapshot.set_trap(vm, trap)
-        sink, mark, frozen = begin(scene, vm)
+        begun = begin_held(scene, vm)
         lines = vm.console.mark()
         vm.console.run('reboot -f')
-        vm.wait_boot(BOOT_TIMEOUT, lines)
+        vm.wait_boot(lines)
         expect_active(vm, 'rebooted')
-        sink.open()
-        snapshot.wait(vm, mark, SNAPSHOT_TIMEOUT)
         scene.check.start(vm)
-        scene.check.prove(vm)
-        vm.qmp.cmd('stop')
-        scene.prove_image(sink.finish(), vm.hardware, frozen)
+        finish(scene, vm, begun)
 
     return run
 
 
-def lost_memory(scene: NestedScene) -> None:
+def lost_memory(scene: Scene) -> None:
     """An access that the host denies, and no trap, ends the guest."""
     file = scene.files / 'ram'
-    vm = scene.boot(NestedHardware(ram_file=file))
-    scene.host.run(f'truncate -s 32M {file}')
+    vm = boot(scene, scene.hardware(ram_file=file))
+    scene.place.run(f'truncate -s 32M {file}')
     expect_failed(vm)
 
 
-def lost_memory_saved(trap: str) -> Callable[[NestedScene], None]:
+def lost_memory_saved(trap: str) -> Callable[[Scene], None]:
     """The same while a snapshot is taken, also where nothing is saved yet."""
 
-    def run(scene: NestedScene) -> None:
+    def run(scene: Scene) -> None:
         file = scene.files / 'ram'
-        vm = scene.boot(NestedHardware(ram_file=file))
+        vm = boot(scene, scene.hardware(ram_file=file))
         snapshot.set_trap(vm, trap)
-        begin(scene, vm)
-        scene.host.run(f'truncate -s 32M {file}')
+        begin_held(scene, vm)
+        scene.place.run(f'truncate -s 32M {file}')
         try:
             expect_failed(vm)
         except RuntimeError:
@@ -271,40 +258,33 @@ def lost_memory_saved(trap: str) -> Callable[[NestedScene], None]:
     return run
 
 
-def expect_failed(vm: NestedVM) -> None:
+def expect_failed(vm: VM) -> None:
     """Wait until KVM cannot go on; RuntimeError if QEMU ends."""
-    deadline = time.monotonic() + BOOT_TIMEOUT
-    while 'kvm run failed' not in vm.output.read_text(errors='replace'):
-        if time.monotonic() > deadline:
-            raise AssertionError('the guest goes on without its memory')
-        vm.assert_alive()
-        time.sleep(0.2)
+    wait_until('the guest ends without its memory', lambda:
+               'kvm run failed' in vm.output.read_text(errors='replace')
+               or vm.assert_alive(), BOOT_S * vm.place.patience)
 
 
 CASES = [
-    Case('selftest', ['patched', 'shadow', 'debug'], selftest),
-    Case('selftest-skipped', ['control'], selftest_skipped),
-    Case('counted-outside', ['patched', 'control'], counted_outside),
-    Case('qtest-auto', ['patched', 'control'], qtest('kvm/auto'), extra=True),
-    Case('qtest-mprotect', ['debug'], qtest('kvm/mprotect')),
-    *(Case(f'qtest-{trap}', ['patched'], qtest(f'kvm/{trap}'), extra=True)
+    Case('selftest', selftest, ['patched', 'shadow', 'debug']),
+    Case('selftest-skipped', selftest_skipped, ['control']),
+    Case('counted-outside', counted_outside, ['patched', 'control']),
+    Case('qtest-auto', qtest('kvm/auto'), ['patched', 'control'], extra=True),
+    Case('qtest-mprotect', qtest('kvm/mprotect'), ['debug']),
+    *(Case(f'qtest-{trap}', qtest(f'kvm/{trap}'), ['patched'], extra=True)
       for trap in TRAPS),
-    Case('qtest-memfd', ['patched'], qtest('trap/auto/memfd'), extra=True),
-    Case('each-trap', ['patched'], each_trap),
-    Case('auto', ['debug'], auto),
-    Case('unpatched', ['control'], unpatched),
-    Case('hyper-v', ['patched'], ruled_out(
-        'max,svm=off,hv-vpindex=on,hv-time=on', 'Hyper-V')),
-    Case('svm', ['patched'], ruled_out('max,svm=on', 'svm')),
-    *(Case(f'clock-{trap}', ['patched'], clock(trap)) for trap in IN_THREAD),
-    Case('own-writes-uffd-signal', ['patched'],
-         own_writes('uffd-signal', on_disk=False)),
-    Case('own-writes-mprotect', ['patched'],
-         own_writes('mprotect', on_disk=True)),
-    Case('hotplug', ['patched'], hotplug('uffd-signal')),
-    Case('reboot', ['patched'], reboot('mprotect')),
-    Case('lost-memory', ['patched', 'control'], lost_memory),
-    *(Case(f'lost-memory-{trap}', ['patched'], lost_memory_saved(trap))
+    Case('qtest-memfd', qtest('trap/auto/memfd'), ['patched'], extra=True),
+    Case('each-trap', each_trap, ['patched']),
+    Case('auto', auto, ['debug']),
+    Case('unpatched', unpatched, ['control']),
+    Case('hyper-v', ruled_out('max,svm=off,hv-vpindex=on,hv-time=on',
+                              'Hyper-V'), ['patched']),
+    Case('svm', ruled_out('max,svm=on', 'svm'), ['patched']),
+    *(Case(f'clock-{trap}', clock(trap), ['patched']) for trap in IN_THREAD),
+    Case('hotplug', hotplug('uffd-signal'), ['patched']),
+    Case('reboot', reboot('mprotect'), ['patched']),
+    Case('lost-memory', lost_memory, ['patched', 'control']),
+    *(Case(f'lost-memory-{trap}', lost_memory_saved(trap), ['patched'])
       for trap in IN_THREAD),
-    Case('log-is-read', ['debug'], log_is_read),
+    Case('log-is-read', log_is_read, ['debug']),
 ]
