@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Union
 
-from lab import env
+from lab import env, snapshot
 
 
 @dataclass
@@ -97,5 +97,5 @@ ROWS = [
         'page cache', KeyValue(), before_s=6, after_s=11),
 ]
 STOCK = Variant('stock', env.STOCK)
-VARIANTS = [STOCK] + [Variant(trap, env.QEMU, trap) for trap
-                      in ('mprotect', 'uffd-signal', 'uffd-thread')]
+VARIANTS = [STOCK] + [Variant(trap, env.QEMU, trap)
+                      for trap in snapshot.TRAPS]

@@ -1,16 +1,14 @@
-"""Which write traps there are, which one is taken, and what is refused.
+"""Which write traps there are, which one is taken, on which host.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import re
 from pathlib import Path
-from typing import List
+from typing import Sequence
 
 from .. import host, snapshot
-from ..hardware import Hardware
 from ..scene import Case, Scene
 from ..sink import PipeSink
-from ..snapshot import TRAPS
 from ..steps import begin, expect_trap, finish, refused, still_clean
 from ..vm import VM
 from ..workload import SelfCheck
@@ -27,9 +25,9 @@ UNPRIVILEGED = Path('/proc/sys/vm/unprivileged_userfaultfd')
 HELP = r'/dev/userfaultfd.*vm\.unprivileged_userfaultfd'
 
 
-def boot(scene: Scene, launcher: List[str], memory: str = 'plain') -> VM:
+def boot(scene: Scene, launcher: Sequence[str] = ()) -> VM:
     scene.check = SelfCheck(write_mb=48, static_mb=16)
-    return scene.boot(Hardware(memory=memory), launcher=launcher)
+    return scene.boot(launcher=launcher)
 
 
 def expect_out(vm: VM, *out: str, hint: str = HELP) -> None:
@@ -47,26 +45,6 @@ def auto_takes(scene: Scene, vm: VM, trap: str) -> None:
     """As a pipe, the image can be written by whatever user QEMU runs as."""
     scene.round_trip(vm, PipeSink(scene.image()))
     expect_trap(vm, trap)
-
-
-def query(scene: Scene) -> None:
-    """The order is that of auto, which takes the first; HMP says the same."""
-    vm = boot(scene, [])
-    told = snapshot.traps(vm)
-    if tuple(told) != TRAPS:
-        raise AssertionError(f'told {list(told)}, expected {TRAPS}')
-    text = vm.qmp.cmd('human-monitor-command',
-                      command_line='info snapshot_write_traps')
-    for line, (trap, reason) in zip(text.splitlines(), told.items()):
-        if not line.startswith(f'{trap}: '
-                               + ('not available' if reason else 'available')):
-            raise AssertionError(f'HMP says of {trap}: {line}')
-    default = vm.qmp.cmd('query-migrate-parameters')['snapshot-write-trap']
-    if default != 'auto':
-        raise AssertionError(f'the default is {default}')
-    scene.choose_trap(vm, 'uffd-signal')
-    snapshot.set_trap(vm, 'auto')
-    auto_takes(scene, vm, 'uffd-signal')
 
 
 def unprivileged(scene: Scene) -> None:
@@ -91,35 +69,23 @@ def userfaultfd_forbidden(scene: Scene) -> None:
     auto_takes(scene, vm, 'mprotect')
 
 
-def impossible(scene: Scene) -> None:
-    """A trap that cannot be is refused, however late it is asked for."""
-    vm = boot(scene, [], 'file-shared')
-    for value in ('nosuch', '', 'UFFD-SIGNAL'):
-        refused(f'"{value}"', 'snapshot-write-trap|does not accept',
-                lambda v=value: snapshot.set_trap(vm, v))
-    snapshot.enable(vm)
-    for trap in ('uffd-signal', 'uffd-thread'):
-        snapshot.set_trap(vm, trap)
-        # Names the trap, what it cannot serve, and what could be had instead.
-        refused(trap, f'{trap}: .*ram0.*(anonymous|shmem)',
-                lambda: snapshot.start(vm, PipeSink(scene.image())))
-        still_clean(scene, vm)
-    snapshot.set_trap(vm, 'auto')
-    auto_takes(scene, vm, 'mprotect')
-
-
 def during(scene: Scene) -> None:
-    """Another trap, asked for during a snapshot, is that of the next."""
-    vm = boot(scene, [])
+    """Another trap, asked for during a snapshot, is that of the next.
+
+    What would change the present one is refused.
+    """
+    vm = boot(scene)
     snapshot.set_trap(vm, 'mprotect')
     begun = begin(scene, vm)
     refused('a query', 'migration', lambda: snapshot.traps(vm))
+    refused('a capability', 'migration|progress', lambda: snapshot.enable(vm))
     snapshot.set_trap(vm, 'auto')
     still_clean(scene, vm)
     finish(scene, vm, begun)
     vm.qmp.cmd('cont')
     expect_trap(vm, 'mprotect')
     scene.choose_trap(vm, 'uffd-signal')
+    snapshot.set_trap(vm, 'auto')
     auto_takes(scene, vm, 'uffd-signal')
 
 
@@ -127,7 +93,7 @@ def merging(scene: Scene) -> None:
     """KSM would lift userfaultfd's protection, if the VM lets it merge."""
     host.needs_root('starting KSM')
     host.change(scene, KSM, '1')
-    vm = boot(scene, [])
+    vm = boot(scene)
     expect_out(vm, 'uffd-signal', 'uffd-thread', hint='KSM.*mem-merge=off')
     auto_takes(scene, vm, 'mprotect')
     host.change(scene, KSM, '0')
@@ -136,10 +102,8 @@ def merging(scene: Scene) -> None:
 
 
 CASES = [
-    Case('trap-query', query),
     Case('trap-unprivileged', unprivileged),
     Case('trap-userfaultfd-forbidden', userfaultfd_forbidden),
     Case('trap-merging', merging),
-    Case('trap-impossible', impossible),
     Case('trap-during', during),
 ]

@@ -43,8 +43,8 @@ def selftest(scene: Scene) -> None:
 
 def selftest_skipped(scene: Scene) -> None:
     """A kernel without the patches is noticed."""
-    [status] = scene.place.run('/bin/memory_fault_denied_test >/dev/null 2>&1; '
-                              'echo $?')
+    [status] = scene.place.run(
+        '/bin/memory_fault_denied_test >/dev/null 2>&1; echo $?')
     if int(status) != SKIPPED:
         raise AssertionError(f'status {status}, expected {SKIPPED}: skipped')
 
