@@ -5,12 +5,12 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import ctypes
 import mmap
 import os
-import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from . import env
+from .host import DIE_WITH_US
 
 SOURCE = Path(__file__).with_name('drain.c')
 PROGRAM = env.LAB / 'drain'
@@ -50,8 +50,8 @@ class Drain:
             self.control.burst = burst
             with path.open('wb') as image:
                 self._process = subprocess.Popen(
-                    [PROGRAM, str(fd), str(step_ms)], stdin=source,
-                    stdout=image, pass_fds=(fd,), preexec_fn=_die_with_parent)
+                    [*DIE_WITH_US, PROGRAM, str(fd), str(step_ms)],
+                    stdin=source, stdout=image, pass_fds=(fd,))
         finally:
             os.close(fd)
         self.pid = self._process.pid
@@ -69,8 +69,3 @@ class Drain:
         """Take no more, whatever state it is in."""
         self._process.kill()
         self._process.wait()
-
-
-def _die_with_parent() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

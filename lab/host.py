@@ -13,6 +13,8 @@ import subprocess
 from pathlib import Path
 
 MIB = 1 << 20
+# In front of a command: it is killed when our thread that runs it ends.
+DIE_WITH_US = ('setpriv', '--pdeathsig', 'KILL')
 THP_ENABLED = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 HUGE_PAGES = Path('/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages')
 HUGE_PAGE_MB = 2

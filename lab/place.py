@@ -2,7 +2,6 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
-import ctypes
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ from typing import List, Protocol
 from . import env
 from .console import Console
 from .hardware import Hardware
+from .host import DIE_WITH_US
 
 
 class Process(Protocol):
@@ -88,12 +88,13 @@ class LocalProcess:
         serial, serial_far = socket.socketpair()
         with monitor_far, serial_far, self.output.open('wb') as output:
             self._process = subprocess.Popen(
-                [*command, *lines(f'file,path={self.kernel_log}',
-                                  f'socket,fd={serial_far.fileno()}',
-                                  f'socket,fd={monitor_far.fileno()}')],
+                [*DIE_WITH_US, *command, *lines(
+                    f'file,path={self.kernel_log}',
+                    f'socket,fd={serial_far.fileno()}',
+                    f'socket,fd={monitor_far.fileno()}')],
                 pass_fds=(monitor_far.fileno(), serial_far.fileno()),
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True, preexec_fn=_die_with_parent)
+                start_new_session=True)
         self.pid = self._process.pid
         self.console = Console(serial, log_file(log, 'lines'))
         self._proc = Path(f'/proc/{self.pid}')
@@ -165,8 +166,3 @@ class Here:
 
 
 HERE = Here()
-
-
-def _die_with_parent() -> None:
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -39,15 +39,12 @@ def pause(vm: VM) -> None:
 
 def snapshot_disk(vm: VM, overlay: Path) -> Path:
     """Step 2: put an overlay over the disk and return the frozen image."""
-    [frozen] = [device['inserted']['file'] for device
-                in vm.qmp.cmd('query-block') if device.get('inserted')]
-    overlay.unlink(missing_ok=True)
-    [node] = [d['inserted']['node-name'] for d in vm.qmp.cmd('query-block')
-              if d.get('inserted')]
-    vm.qmp.cmd('blockdev-snapshot-sync', node_name=node,
+    [disk] = [device['inserted'] for device in vm.qmp.cmd('query-block')
+              if device.get('inserted')]
+    vm.qmp.cmd('blockdev-snapshot-sync', node_name=disk['node-name'],
                snapshot_file=str(overlay), format='qcow2',
                snapshot_node_name=f'overlay-{time.monotonic_ns()}')
-    return Path(frozen)
+    return Path(disk['file'])
 
 
 def enable(vm: VM) -> None:
