@@ -19,10 +19,10 @@ from .kernel import DEBIAN
 LINES = 12
 DISK_MB = 256
 BOOT_S = 180
-# The tick never stops: QEMU's VMRUN can lose an interrupt that comes in while it
-# notes a virtual one (helper_vmrun() changes interrupt_request without a lock).
-# The local APIC looks again whenever its timer ticks; a CPU that waits for one
-# event only would wait for ever.
+# The tick never stops: QEMU's VMRUN can lose an interrupt that comes in while
+# it notes a virtual one (helper_vmrun() changes interrupt_request without a
+# lock).  The local APIC looks again whenever its timer ticks; a CPU that waits
+# for one event only would wait for ever.
 CMDLINE = ('console=ttyS0 loglevel=7 panic=-1 tsc=reliable no_timer_check '
            'mitigations=off nohz=off highres=off '
            'kvm.force_emulation_prefix=1 kvm.tsc_tolerance_ppm=10000 '
