@@ -96,10 +96,10 @@ def _vm(row: Row, variant: Variant, folder: Path) -> VM:
 
 
 def _set_parameters(vm: VM, row: Row, trap: str) -> None:
-    for known in vm.qmp.cmd('query-snapshot-write-traps'):
-        if known['trap'] == trap and not known['available']:
-            raise Unavailable(known['reason'])
-    vm.qmp.cmd('migrate-set-parameters', snapshot_write_trap=trap)
+    reason = snapshot.traps(vm)[trap]
+    if reason:
+        raise Unavailable(reason)
+    snapshot.set_trap(vm, trap)
     if row.buffer_mb:
         vm.qmp.cmd('migrate-set-parameters',
                    snapshot_buffer_size=row.buffer_mb << 20)
