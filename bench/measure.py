@@ -53,7 +53,7 @@ def measure(row: Row, variant: Variant, folder: Path) -> Dict[str, Any]:
         others = OtherLoad(vm.process.pid)
         load.next()
         # Both stop the VM themselves for the device state and resume it.
-        taken = snapshot.take(vm, sink, stop=False, timeout=300)
+        taken = snapshot.take(vm, sink, timeout=300)
         load.next()
         ended = time.monotonic()
         other_cpus = others.cpus(_own_cpu_s(sink))

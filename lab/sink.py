@@ -34,24 +34,23 @@ class FileSink:
 class ExecSink:
     """A shell command's standard input.
 
-    Without @command, one that makes the image under a temporary name and
-    renames it when the stream has ended.
+    It makes the image under a temporary name and renames it when the stream
+    has ended.
     """
 
-    def __init__(self, path: Path, command: Optional[str] = None):
+    def __init__(self, path: Path):
         self.path = path
-        name = shlex.quote(str(path))
-        self.command = command or f'cat > {name}.part && mv {name}.part {name}'
 
     def uri(self, _vm: VM) -> str:
-        return f'exec:{self.command}'
+        name = shlex.quote(str(self.path))
+        return f'exec:cat > {name}.part && mv {name}.part {name}'
 
     def finish(self, timeout: float = 60) -> Path:
         """Wait until the command has written all that QEMU sent."""
         deadline = time.monotonic() + timeout
         while not self.path.exists():
             if time.monotonic() > deadline:
-                raise TimeoutError(f'"{self.command}" has made no {self.path}')
+                raise TimeoutError(f'the command has made no {self.path}')
             time.sleep(0.05)
         return self.path
 

@@ -99,12 +99,9 @@ def wait(vm: VM, mark: int, timeout: float = TIMEOUT_S) -> Dict[str, Any]:
     return info
 
 
-def take(vm: VM, sink, stop: bool = True, timeout: float = TIMEOUT_S
-         ) -> Result:
-    """Steps 1 and 3 to 5: a snapshot of the RAM alone."""
+def take(vm: VM, sink, timeout: float = TIMEOUT_S) -> Result:
+    """Steps 3 to 5, of a VM that runs: it is stopped and resumed for it."""
     mark = vm.qmp.mark()
-    if stop:
-        pause(vm)
     enable(vm)
     began = time.monotonic()
     info = wait(vm, start(vm, sink), timeout)

@@ -4,7 +4,8 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 import re
 import time
-from typing import Callable, List, Optional
+from functools import partial
+from typing import List, Optional
 
 from .. import snapshot
 from ..hardware import Hardware
@@ -76,21 +77,16 @@ def log_is_read(scene: Scene) -> None:
         raise AssertionError(f'lockdep has stopped: {state}')
 
 
-def qtest(test: str) -> Callable[[Scene], None]:
+def qtest(test: str, scene: Scene) -> None:
     """The migration tests' boot sector, which fills memory all the time."""
     path = f'/x86_64/migration/background-snapshot/{test}'
-
-    def run(scene: Scene) -> None:
-        printed = scene.place.run(
-            'cd /tmp; QTEST_QEMU_MACHINE_TYPE=pc '
-            f'QTEST_QEMU_BINARY={KVM_ONLY} '
-            f'migration-test --tap -k -p {path} 2>&1 || true', QTEST_TIMEOUT)
-        (scene.logs / 'tap.log').write_text('\n'.join(printed))
-        if f'ok 1 {path}' not in printed:
-            raise AssertionError(next((p for p in printed if 'ok 1' in p),
-                                      printed[-1] if printed else 'no output'))
-
-    return run
+    printed = scene.place.run(
+        f'cd /tmp; QTEST_QEMU_MACHINE_TYPE=pc QTEST_QEMU_BINARY={KVM_ONLY} '
+        f'migration-test --tap -k -p {path} 2>&1 || true', QTEST_TIMEOUT)
+    (scene.logs / 'tap.log').write_text('\n'.join(printed))
+    if f'ok 1 {path}' not in printed:
+        raise AssertionError(next((p for p in printed if 'ok 1' in p),
+                                  printed[-1] if printed else 'no output'))
 
 
 def expect_reasons(vm: VM, word: str) -> None:
@@ -139,48 +135,40 @@ def unpatched(scene: Scene) -> None:
     round_trip(scene, vm, 'auto', 'uffd-thread')
 
 
-def ruled_out(cpu: str, word: str) -> Callable[[Scene], None]:
+def ruled_out(cpu: str, word: str, scene: Scene) -> None:
     """Something that KVM would write unseen for a guest's CPU."""
-
-    def run(scene: Scene) -> None:
-        vm = scene.start(scene.hardware(cpu=cpu), '-S')
-        expect_reasons(vm, word)
-
-    return run
+    vm = scene.start(scene.hardware(cpu=cpu), '-S')
+    expect_reasons(vm, word)
 
 
-def clock(trap: str) -> Callable[[Scene], None]:
+def clock(trap: str, scene: Scene) -> None:
     """The guest's clocks do not jump by the time that the VM was paused.
 
     KVM tells the guest about it in a page that it writes as a vCPU begins to
     run: if that page is still trapped, the guest goes on with what it was told
     before.
     """
-
-    def run(scene: Scene) -> None:
-        vm = boot(scene, scene.hardware())
-        source = ask(vm, 'cat /sys/devices/system/clocksource/clocksource0/'
-                         'current_clocksource')
-        if source != 'kvm-clock':
-            raise AssertionError(f"the guest's clock is {source}")
-        snapshot.set_trap(vm, trap)
-        began = time.monotonic()
-        before = clocks(vm)
-        snapshot.pause(vm)
-        time.sleep(PAUSE_S)
-        begun = begin_held(scene, vm)
-        after = clocks(vm)
-        ran = time.monotonic() - began - PAUSE_S
-        for old, new in zip(before, after):
-            if not 0 <= new - old < ran + JUMP_S:
-                raise AssertionError(f'a clock went from {old} to {new} in at '
-                                     f'most {ran:.2f} s')
-        expect_active(vm, 'guest runs')
-        begun.sink.full_speed()
-        snapshot.wait(vm, begun.mark)
-        scene.prove(vm)
-
-    return run
+    vm = boot(scene, scene.hardware())
+    source = ask(vm, 'cat /sys/devices/system/clocksource/clocksource0/'
+                     'current_clocksource')
+    if source != 'kvm-clock':
+        raise AssertionError(f"the guest's clock is {source}")
+    snapshot.set_trap(vm, trap)
+    began = time.monotonic()
+    before = clocks(vm)
+    snapshot.pause(vm)
+    time.sleep(PAUSE_S)
+    begun = begin_held(scene, vm)
+    after = clocks(vm)
+    ran = time.monotonic() - began - PAUSE_S
+    for old, new in zip(before, after):
+        if not 0 <= new - old < ran + JUMP_S:
+            raise AssertionError(f'a clock went from {old} to {new} in at '
+                                 f'most {ran:.2f} s')
+    expect_active(vm, 'guest runs')
+    begun.sink.full_speed()
+    snapshot.wait(vm, begun.mark)
+    scene.prove(vm)
 
 
 def clocks(vm: VM) -> List[float]:
@@ -196,41 +184,33 @@ def ask(vm: VM, command: str) -> str:
     return vm.console.wait('^answer (.*)', mark, 60).group(1)
 
 
-def hotplug(trap: str) -> Callable[[Scene], None]:
+def hotplug(trap: str, scene: Scene) -> None:
     """A vCPU begins to run during a snapshot, and tells KVM its pages."""
-
-    def run(scene: Scene) -> None:
-        vm = boot(scene)
-        snapshot.set_trap(vm, trap)
-        online = '/sys/devices/system/cpu/cpu1/online'
-        ask(vm, f'echo 0 >{online}; cat {online}')
-        begun = begin_held(scene, vm)
-        for state in ('1', '0', '1'):
-            got = ask(vm, f'echo {state} >{online}; cat {online}')
-            if got != state:
-                raise AssertionError(f'CPU 1 online is {got}, not {state}')
-        expect_active(vm, 'CPU 1 is back')
-        finish(scene, vm, begun)
-
-    return run
+    vm = boot(scene)
+    snapshot.set_trap(vm, trap)
+    online = '/sys/devices/system/cpu/cpu1/online'
+    ask(vm, f'echo 0 >{online}; cat {online}')
+    begun = begin_held(scene, vm)
+    for state in ('1', '0', '1'):
+        got = ask(vm, f'echo {state} >{online}; cat {online}')
+        if got != state:
+            raise AssertionError(f'CPU 1 online is {got}, not {state}')
+    expect_active(vm, 'CPU 1 is back')
+    finish(scene, vm, begun)
 
 
-def reboot(trap: str) -> Callable[[Scene], None]:
+def reboot(trap: str, scene: Scene) -> None:
     """The guest reboots during a snapshot."""
-
-    def run(scene: Scene) -> None:
-        # Without a disk, whose driver fails requests when Linux reboots.
-        vm = boot(scene, scene.hardware())
-        snapshot.set_trap(vm, trap)
-        begun = begin_held(scene, vm)
-        lines = vm.console.mark()
-        vm.console.run('reboot -f')
-        vm.wait_boot(lines)
-        expect_active(vm, 'rebooted')
-        scene.check.start(vm)
-        finish(scene, vm, begun)
-
-    return run
+    # Without a disk, whose driver fails requests when Linux reboots.
+    vm = boot(scene, scene.hardware())
+    snapshot.set_trap(vm, trap)
+    begun = begin_held(scene, vm)
+    lines = vm.console.mark()
+    vm.console.run('reboot -f')
+    vm.wait_boot(lines)
+    expect_active(vm, 'rebooted')
+    scene.check.start(vm)
+    finish(scene, vm, begun)
 
 
 def lost_memory(scene: Scene) -> None:
@@ -241,21 +221,17 @@ def lost_memory(scene: Scene) -> None:
     expect_failed(vm)
 
 
-def lost_memory_saved(trap: str) -> Callable[[Scene], None]:
+def lost_memory_saved(trap: str, scene: Scene) -> None:
     """The same while a snapshot is taken, also where nothing is saved yet."""
-
-    def run(scene: Scene) -> None:
-        file = scene.files / 'ram'
-        vm = boot(scene, scene.hardware(ram_file=file))
-        snapshot.set_trap(vm, trap)
-        begin_held(scene, vm)
-        scene.place.run(f'truncate -s 32M {file}')
-        try:
-            expect_failed(vm)
-        except RuntimeError:
-            pass  # SIGBUS: it could not be read in order to be saved
-
-    return run
+    file = scene.files / 'ram'
+    vm = boot(scene, scene.hardware(ram_file=file))
+    snapshot.set_trap(vm, trap)
+    begin_held(scene, vm)
+    scene.place.run(f'truncate -s 32M {file}')
+    try:
+        expect_failed(vm)
+    except RuntimeError:
+        pass  # SIGBUS: it could not be read in order to be saved
 
 
 def expect_failed(vm: VM) -> None:
@@ -265,26 +241,30 @@ def expect_failed(vm: VM) -> None:
                or vm.assert_alive(), BOOT_S * vm.place.patience)
 
 
+PATCHED = ['patched']
 CASES = [
     Case('selftest', selftest, ['patched', 'shadow', 'debug']),
     Case('selftest-skipped', selftest_skipped, ['control']),
     Case('counted-outside', counted_outside, ['patched', 'control']),
-    Case('qtest-auto', qtest('kvm/auto'), ['patched', 'control'], extra=True),
-    Case('qtest-mprotect', qtest('kvm/mprotect'), ['debug']),
-    *(Case(f'qtest-{trap}', qtest(f'kvm/{trap}'), ['patched'], extra=True)
+    Case('qtest-auto', partial(qtest, 'kvm/auto'), ['patched', 'control'],
+         extra=True),
+    Case('qtest-mprotect', partial(qtest, 'kvm/mprotect'), ['debug']),
+    *(Case(f'qtest-{trap}', partial(qtest, f'kvm/{trap}'), PATCHED, extra=True)
       for trap in TRAPS),
-    Case('qtest-memfd', qtest('trap/auto/memfd'), ['patched'], extra=True),
-    Case('each-trap', each_trap, ['patched']),
+    Case('qtest-memfd', partial(qtest, 'trap/auto/memfd'), PATCHED,
+         extra=True),
+    Case('each-trap', each_trap, PATCHED),
     Case('auto', auto, ['debug']),
     Case('unpatched', unpatched, ['control']),
-    Case('hyper-v', ruled_out('max,svm=off,hv-vpindex=on,hv-time=on',
-                              'Hyper-V'), ['patched']),
-    Case('svm', ruled_out('max,svm=on', 'svm'), ['patched']),
-    *(Case(f'clock-{trap}', clock(trap), ['patched']) for trap in IN_THREAD),
-    Case('hotplug', hotplug('uffd-signal'), ['patched']),
-    Case('reboot', reboot('mprotect'), ['patched']),
+    Case('hyper-v', partial(ruled_out, 'max,svm=off,hv-vpindex=on,hv-time=on',
+                            'Hyper-V'), PATCHED),
+    Case('svm', partial(ruled_out, 'max,svm=on', 'svm'), PATCHED),
+    *(Case(f'clock-{trap}', partial(clock, trap), PATCHED)
+      for trap in IN_THREAD),
+    Case('hotplug', partial(hotplug, 'uffd-signal'), PATCHED),
+    Case('reboot', partial(reboot, 'mprotect'), PATCHED),
     Case('lost-memory', lost_memory, ['patched', 'control']),
-    *(Case(f'lost-memory-{trap}', lost_memory_saved(trap), ['patched'])
+    *(Case(f'lost-memory-{trap}', partial(lost_memory_saved, trap), PATCHED)
       for trap in IN_THREAD),
     Case('log-is-read', log_is_read, ['debug']),
 ]

@@ -15,7 +15,7 @@ def running_is_stopped_and_resumed(scene: Scene) -> None:
     """Without step 1: migrate stops the VM itself."""
     vm = scene.boot()
     sink = PipeSink(scene.image(), SLOW_MB_S)
-    snapshot.take(vm, sink, stop=False)
+    snapshot.take(vm, sink)
     vm.expect_status('running')
     scene.prove(vm)
     scene.prove_image(sink.finish(), vm.hardware)

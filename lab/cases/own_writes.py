@@ -7,8 +7,9 @@ lifts a trap that was left there.
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import re
+from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, NamedTuple
+from typing import Dict, NamedTuple
 
 from .. import snapshot
 from ..nested.initramfs import KVM_WRITES
@@ -35,40 +36,36 @@ class GoesOn(NamedTuple):
         expect_more(vm, self.before)
 
 
-def own_writes(trap: str, on_disk: bool) -> Callable[[Scene], None]:
+def own_writes(trap: str, on_disk: bool, scene: Scene) -> None:
     """They are done, whatever is trapped.
 
     on_disk: the guest's RAM is, so that there are asynchronous page faults.
     """
     wanted = [name for name in MORE
               if on_disk or name not in ('absent', 'ready')]
-
-    def run(scene: Scene) -> None:
-        if on_disk:
-            scene.place.run('echo 1 >/proc/sys/vm/drop_caches')
-        hardware = scene.hardware(vcpus=1, kernel=KVM_WRITES,
-                                  ram_file=HOST_DISK if on_disk else None)
-        vm = scene.start(hardware)
-        vm.wait_boot()
-        expect_more(vm, {name: 0 for name in wanted})
-        snapshot.set_trap(vm, trap)
-        snapshot.pause(vm)
-        before = {**told(vm), **{name: in_memory(vm, address)
-                                 for name, address in VERSIONS.items()}}
-        begun = begin_held(scene, vm, BUFFER_MB)
-        expect_more(vm, {name: before[name] for name in wanted})
-        expect_active(vm, 'KVM has written')
-        begun.sink.full_speed()
-        snapshot.wait(vm, begun.mark)
-        now = told(vm)
-        expect_more(vm, {name: now[name] for name in ('steal', 'eoi')})
-        if on_disk:
-            return  # two VMs cannot have it
-        vm.qmp.cmd('stop')
-        scene.check = GoesOn({name: before[name] for name in wanted})
-        scene.prove_image(begun.sink.finish(), hardware)
-
-    return run
+    if on_disk:
+        scene.place.run('echo 1 >/proc/sys/vm/drop_caches')
+    hardware = scene.hardware(vcpus=1, kernel=KVM_WRITES,
+                              ram_file=HOST_DISK if on_disk else None)
+    vm = scene.start(hardware)
+    vm.wait_boot()
+    expect_more(vm, {name: 0 for name in wanted})
+    snapshot.set_trap(vm, trap)
+    snapshot.pause(vm)
+    before = {**told(vm), **{name: in_memory(vm, address)
+                             for name, address in VERSIONS.items()}}
+    begun = begin_held(scene, vm, BUFFER_MB)
+    expect_more(vm, {name: before[name] for name in wanted})
+    expect_active(vm, 'KVM has written')
+    begun.sink.full_speed()
+    snapshot.wait(vm, begun.mark)
+    now = told(vm)
+    expect_more(vm, {name: now[name] for name in ('steal', 'eoi')})
+    if on_disk:
+        return  # two VMs cannot have it
+    vm.qmp.cmd('stop')
+    scene.check = GoesOn({name: before[name] for name in wanted})
+    scene.prove_image(begun.sink.finish(), hardware)
 
 
 def told(vm: VM) -> Dict[str, int]:
@@ -98,8 +95,8 @@ def expect_more(vm: VM, than: Dict[str, int]) -> None:
 
 
 CASES = [
-    Case('own-writes-uffd-signal', run=own_writes('uffd-signal', False),
-         hosts=['patched']),
-    Case('own-writes-mprotect', run=own_writes('mprotect', True),
-         hosts=['patched']),
+    Case('own-writes-uffd-signal', partial(own_writes, 'uffd-signal', False),
+         ['patched']),
+    Case('own-writes-mprotect', partial(own_writes, 'mprotect', True),
+         ['patched']),
 ]

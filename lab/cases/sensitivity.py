@@ -7,6 +7,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 import re
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, Tuple
 
@@ -34,7 +35,7 @@ def page_contents(owner: int, page: int, round_: int) -> bytes:
                                   for i in range(PAGE // 8)))
 
 
-def page_of_round(data: bytearray, near: int, change: int) -> None:
+def other_round(change: int, data: bytearray, near: int) -> None:
     """Put another round's contents into a page of the first thread."""
     for round_ in range(max(near - 2, 0), near + ROUNDS_TO_TRY):
         at = data.find(page_contents(0, SOME_PAGE, round_))
@@ -44,14 +45,6 @@ def page_of_round(data: bytearray, near: int, change: int) -> None:
     raise AssertionError(f'page not found in rounds around {near}')
 
 
-def page_before(data: bytearray, near: int) -> None:
-    page_of_round(data, near, -1)
-
-
-def page_after(data: bytearray, near: int) -> None:
-    page_of_round(data, near, 1)
-
-
 def static_bit(data: bytearray, _near: int) -> None:
     at = data.find(page_contents(STATIC_OWNER, 1234, 0))
     if at < 0:
@@ -59,7 +52,7 @@ def static_bit(data: bytearray, _near: int) -> None:
     data[at + 2000] ^= 1
 
 
-def add_tickets(data: bytearray, number: int) -> None:
+def add_tickets(number: int, data: bytearray, _near: int) -> None:
     # The program's file has the tag as well, with the counter at 0.
     for found in re.finditer(rb'TICKETS\0', data):
         [value] = struct.unpack_from('<Q', data, found.start() - 8)
@@ -69,20 +62,12 @@ def add_tickets(data: bytearray, number: int) -> None:
     raise AssertionError('ticket counter not found')
 
 
-def ticket_before(data: bytearray, _near: int) -> None:
-    add_tickets(data, -5)
-
-
-def ticket_after(data: bytearray, _near: int) -> None:
-    add_tickets(data, 5)
-
-
 DAMAGES: Dict[str, Tuple[Callable[[bytearray, int], None], str]] = {
-    'page-before': (page_before, 'self BAD page'),
-    'page-after': (page_after, 'self BAD page'),
+    'page-before': (partial(other_round, -1), 'self BAD page'),
+    'page-after': (partial(other_round, 1), 'self BAD page'),
     'static-bit': (static_bit, 'self BAD static'),
-    'ticket-before': (ticket_before, 'self BAD ticket'),
-    'ticket-after': (ticket_after, 'self BAD ticket'),
+    'ticket-before': (partial(add_tickets, -5), 'self BAD ticket'),
+    'ticket-after': (partial(add_tickets, 5), 'self BAD ticket'),
 }
 
 
