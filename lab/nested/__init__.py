@@ -1,4 +1,4 @@
-"""Tests with KVM: a host with a patched Linux, in a TCG guest.
+"""The host for tests with KVM: Debian's Linux in a TCG guest.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
