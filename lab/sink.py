@@ -67,7 +67,9 @@ class GateSink:
         self._gate = shlex.quote(f'{path}.open')
 
     def uri(self, _vm: VM) -> str:
-        return (f'exec:until [ -e {self._gate} ]; do sleep 0.1; done; '
+        # If QEMU is killed, this ends, and what it has inherited is free.
+        return (f'exec:until [ -e {self._gate} ]; do sleep 0.1; '
+                'kill -0 $PPID || exit; done; '
                 f'cat >{shlex.quote(str(self.path))}')
 
     def full_speed(self) -> None:
