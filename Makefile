@@ -54,7 +54,7 @@ check-kvm: setup	## tests with KVM with patches/linux, in TCG guests
 
 bench-kvm: setup	## what a stopped write costs with it, for each write trap
 	@tools/check prepare build build-stock lab-setup
-	@lab/nested/cost
+	@bench/kvm
 
 kernel:			## that KVM: modules for Debian's kernel, and for DKMS
 	@lab/setup

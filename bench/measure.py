@@ -2,6 +2,7 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Dict, List
@@ -22,6 +23,7 @@ LOOKS_S = (5, 30)
 # What the host needs for everything else.
 SPARE_MB = 2048
 TOTALS = 'background_snapshot_end'
+TMPFS = Path('/dev/shm')
 
 
 class Unavailable(Exception):
@@ -38,7 +40,7 @@ def measure(row: Row, variant: Variant, folder: Path) -> Dict[str, Any]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     _needs_memory(row.ram_mb)
-    image = env.LAB / 'bench-image'
+    image = _folder(row) / 'bench-image'
     with boot(lambda: _vm(row, variant, folder)) as vm:
         # If memory runs out after all, nobody else is to be killed for it.
         Path(f'/proc/{vm.process.pid}/oom_score_adj').write_text('1000')
@@ -73,6 +75,14 @@ def measure(row: Row, variant: Variant, folder: Path) -> Dict[str, Any]:
         'image_bytes': _size(sink), 'totals': totals,
         'sink_cpu_s': _own_cpu_s(sink), 'other_cpus': other_cpus, **measured,
     }
+
+
+def _folder(row: Row) -> Path:
+    if not row.in_tmpfs:
+        return env.LAB
+    if shutil.disk_usage(TMPFS).free < row.ram_mb << 20:
+        raise Unavailable(f'{row.ram_mb} MiB are needed in {TMPFS}')
+    return TMPFS
 
 
 def _needs_memory(ram_mb: int) -> None:

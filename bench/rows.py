@@ -42,6 +42,7 @@ class Row:
 
     sink_mb_s: 10^6 bytes a second that a pipe takes, None for a file in the
     page cache; burst_ms: how bursty the pipe is, see lab/sink.py;
+    in_tmpfs: whether the file is in /dev/shm instead;
     ram_mb: MiB of the guest;
     buffer_mb: MiB, None for the default;
     before_s, after_s: for how long it is watched.
@@ -51,6 +52,7 @@ class Row:
     load: Union[Writer, Database, KeyValue]
     sink_mb_s: Optional[float] = None
     burst_ms: int = 100
+    in_tmpfs: bool = False
     ram_mb: int = 1024
     vcpus: int = 1
     buffer_mb: Optional[int] = None
@@ -91,6 +93,9 @@ ROWS = [
         '60 MB/s', Database(), sink_mb_s=60, before_s=WARM_S, after_s=11),
     Row('database-fast-file', 'SQLite commits, 512 MiB of cached data, file '
         'in the page cache', Database(), before_s=WARM_S, after_s=11),
+    Row('database-other-file-system', 'the same, but the file is in tmpfs, '
+        'and so not on the file system of the database\'s disk', Database(),
+        in_tmpfs=True, before_s=WARM_S, after_s=11),
     Row('keyvalue-slow-sink', 'key-value operations on 512 MiB, 60 MB/s',
         KeyValue(), sink_mb_s=60, before_s=6, after_s=11),
     Row('keyvalue-fast-file', 'key-value operations on 512 MiB, file in the '
