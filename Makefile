@@ -43,13 +43,13 @@ lint: prepare		## check the series and the scripts
 bisect: prepare		## build and test every commit of the series
 	@tools/bisect
 
-check: setup		## all tests; the last line sums them up
+check: setup		## the tests; the last line sums them up
 	@tools/check
 
-check-full: setup	## and those with a debugging kernel: some 15 minutes more
+check-full: setup	## more with KVM, also a debugging kernel: 15 minutes more
 	@tools/check --full
 
-check-kvm: setup	## tests with KVM with patches/linux, in TCG guests
+check-kvm: setup	## tests with the patched KVM and Debian's, in TCG guests
 	@tools/check prepare build build-stock lab-setup kvm
 
 bench-kvm: setup	## what a stopped write costs with it, for each write trap
