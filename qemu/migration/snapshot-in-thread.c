@@ -57,7 +57,7 @@ static bool in_thread_check(const WriteTrapOps *ops, Error **errp)
 {
     if (kvm_enabled() && !vcpu_check) {
         error_setg(errp, "KVM does not tell which of the guest's writes was "
-                   "stopped: KVM_CAP_MEMORY_FAULT_DENIED is missing");
+                   "stopped");
         return false;
     }
     if (vcpu_check && !vcpu_check(errp)) {

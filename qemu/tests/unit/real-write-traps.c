@@ -16,6 +16,7 @@
 
 const WriteTrapOps *const *real_traps(void)
 {
+    /* Those of them that this build has */
     static const char *const names[] = {
         "mprotect", "uffd-signal", "uffd-thread"
     };
