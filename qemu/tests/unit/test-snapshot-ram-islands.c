@@ -5,8 +5,8 @@
  *
  * Copyright (c) 2026 the background-snapshot authors
  *
- * A range that is released amid armed ones is an island.  The host may bear only
- * so many of them, such as when each is a mapping.
+ * A range that is released amid armed ones is an island.  The host may bear
+ * only so many of them, such as when each is a mapping.
  */
 #include "qemu/osdep.h"
 #include "qapi/error.h"
