@@ -73,19 +73,21 @@ static bool mend(SnapshotRAM *s, SnapshotBlock *b, size_t range)
 {
     size_t first = huge_first(s, b, range);
     size_t end = huge_end(s, b, range);
-    bool saved = false, huge = false;
+    bool saved = false, huge = false, whole;
     int ret;
 
     if (!qatomic_read(&s->stopped) && !save_rest(s, b, first, end, &saved)) {
         return saved;
     }
     clear_bit_atomic(range, b->split);
-    if (!is_whole(s, b, first, end, &huge) || huge) {
-        stat64_add(&s->huge_mended, huge);
+    whole = is_whole(s, b, first, end, &huge);
+    if (huge) {
+        stat64_add(&s->huge_mended, 1);
         return true;
     }
-    ret = host_pages_collapse(b->huge_host + range * s->huge_size,
-                              s->huge_size);
+    /* A page that the host is moving does not exist either, for a moment */
+    ret = whole ? host_pages_collapse(b->huge_host + range * s->huge_size,
+                                      s->huge_size) : -ENOENT;
     trace_snapshot_ram_mend(b->name, range, ret);
     if (ret == 0) {
         stat64_add(&s->huge_mended, 1);

@@ -265,7 +265,13 @@ int main(int argc, char **argv)
     const WriteTrapOps *const *trap;
 
     g_test_init(&argc, &argv, NULL);
-    for (trap = real_traps(); *trap; trap++) {
+    trap = real_traps();
+    g_assert_nonnull(write_trap_find("mprotect"));
+#ifdef CONFIG_LINUX
+    g_assert_nonnull(write_trap_find("uffd-signal"));
+    g_assert_nonnull(write_trap_find("uffd-thread"));
+#endif
+    for (; *trap; trap++) {
         if (!(*trap)->in_thread) {
             continue;
         }

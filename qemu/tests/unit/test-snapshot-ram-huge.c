@@ -73,6 +73,18 @@ static bool begin(Snapshot *s, const void *ops, size_t num_slots)
     return true;
 }
 
+/* Has the host had no huge page to give just now?  Then skips the test. */
+static bool host_refused(const SnapshotRAM *ram)
+{
+    const SnapshotBlock *b = &ram->blocks[0];
+
+    if (find_first_bit(b->failed, b->num_huge) == b->num_huge) {
+        return false;
+    }
+    g_test_skip("The host could not make a huge page of small ones");
+    return true;
+}
+
 static void end(Snapshot *s)
 {
     snapshot_ram_stop(s->t->ram);
@@ -143,6 +155,10 @@ static void test_mend(const void *ops)
 
     g_assert_true(snapshot_ram_mend(s.t->ram));
     g_assert_false(snapshot_ram_mend(s.t->ram));
+    if (host_refused(s.t->ram)) {
+        end(&s);
+        return;
+    }
     g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge);
     g_assert_cmpuint(test_ram_stats(s.t).huge_mended, ==, 1);
     g_assert_cmpuint(test_ram_stats(s.t).scan_pages +
@@ -180,7 +196,9 @@ static void test_mend_later(const void *ops)
     test_ram_save(s.t, 0);
     test_ram_check(s.t);
     g_assert_true(snapshot_ram_mend(s.t->ram));
-    g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge);
+    if (!host_refused(s.t->ram)) {
+        g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge);
+    }
     end(&s);
 }
 
@@ -189,6 +207,7 @@ static void test_mend_rest(const void *ops)
 {
     Snapshot s;
     TestRAM *next;
+    bool refused;
 
     if (!begin(&s, ops, 2048)) {
         return;
@@ -206,14 +225,17 @@ static void test_mend_rest(const void *ops)
     g_assert_false(snapshot_ram_mend(next->ram));
     snapshot_ram_inherit(next->ram, s.t->ram);
     g_assert_true(snapshot_ram_mend(next->ram));
-    g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge);
+    refused = host_refused(next->ram);
+    g_assert_true(refused || count_huge(&s.m) == s.num_huge);
     test_ram_save(next, 0);
     test_ram_check(next);
     test_ram_free(next);
 
-    /* It is huge already, which is as good */
-    g_assert_true(snapshot_ram_mend(s.t->ram));
-    g_assert_cmpuint(snapshot_ram_mend_rest(s.t->ram), ==, 0);
+    if (!refused) {
+        /* It is huge already, which is as good */
+        g_assert_true(snapshot_ram_mend(s.t->ram));
+        g_assert_cmpuint(snapshot_ram_mend_rest(s.t->ram), ==, 0);
+    }
     end(&s);
 }
 
@@ -307,7 +329,9 @@ static void test_threads(const void *ops)
         while (snapshot_ram_mend(s.t->ram)) {
             ;
         }
-        g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge);
+        if (!host_refused(s.t->ram)) {
+            g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge);
+        }
         end(&s);
     }
 }

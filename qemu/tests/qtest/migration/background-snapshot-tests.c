@@ -241,6 +241,8 @@ static void cancel_and_retry(QTestState *from, QTestState *to, const char *uri)
 
     snapshot_set_buffer_size(from, SNAPSHOT_SMALL_BUFFER);
     snapshot_begin(from, uri);
+    /* By then the guest's writes wait, and so does who writes the image */
+    g_usleep(500 * 1000);
     migrate_cancel(from);
     snapshot_wait_for_sweeps(from, 5);
     wait_for_migration_status(from, "cancelled", ungoals);
