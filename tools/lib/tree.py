@@ -59,6 +59,11 @@ def main(function):
         sys.exit(f'{Path(sys.argv[0]).name}: {e}')
 
 
+def top(which):
+    """The folder of one of the trees of tools/build, with its obj."""
+    return BUILD if which == 'series' else BUILD / which
+
+
 class Tree:
     """The repository at `path`; git() runs there, text() gives its output."""
 
