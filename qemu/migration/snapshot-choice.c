@@ -214,10 +214,8 @@ static const WriteTrapOps *find_trap(SnapshotWriteTrap name)
     return write_trap_find(SnapshotWriteTrap_str(name));
 }
 
-static bool check_trap(SnapshotWriteTrap name, Error **errp)
+static bool check_trap(const WriteTrapOps *ops, Error **errp)
 {
-    const WriteTrapOps *ops = find_trap(name);
-
     if (!ops) {
         error_setg(errp, "This host's operating system does not have it");
         return false;
@@ -238,13 +236,14 @@ const WriteTrapOps *snapshot_choice_make(Error **errp)
         return NULL;
     }
     for (name = FIRST_TRAP; name < SNAPSHOT_WRITE_TRAP__MAX; name++) {
+        const WriteTrapOps *ops = find_trap(name);
         Error *err = NULL;
 
         if (wanted != SNAPSHOT_WRITE_TRAP_AUTO && wanted != name) {
             continue;
         }
-        if (check_trap(name, &err)) {
-            return find_trap(name);
+        if (check_trap(ops, &err)) {
+            return ops;
         }
         g_string_append_printf(reasons, "%s%s: %s", reasons->len ? "; " : "",
                                SnapshotWriteTrap_str(name),
@@ -286,7 +285,8 @@ SnapshotWriteTrapInfoList *qmp_query_snapshot_write_traps(Error **errp)
         Error *err = NULL;
 
         info->trap = name;
-        info->available = check_vm(&err) && check_trap(name, &err);
+        info->available = check_vm(&err) &&
+                          check_trap(find_trap(name), &err);
         if (err) {
             info->reason = g_strdup(error_get_pretty(err));
             error_free(err);

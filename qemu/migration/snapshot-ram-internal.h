@@ -70,10 +70,8 @@ typedef struct SnapshotBlock {
 struct SnapshotRAM {
     /* Tells it from all others that there have been */
     unsigned int number;
-    /* Do not change once the traps are armed */
-    /* NULL after snapshot_ram_close() */
+    /* Do not change once the traps are armed, but for snapshot_ram_close() */
     PageBuffer *buffer;
-    size_t buffer_peak;
     SnapshotRAMConfig config;
     size_t page_size;
     size_t huge_size;
@@ -214,6 +212,17 @@ size_t snapshot_ram_save_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
  * is no room in the buffer
  */
 bool snapshot_ram_scan(SnapshotRAM *s);
+
+/**
+ * snapshot_ram_queued: take pages that are queued, the oldest first
+ *
+ * @pages: as for snapshot_ram_next()
+ * @wait: see page_buffer_dequeue()
+ *
+ * Returns: how many
+ */
+size_t snapshot_ram_queued(SnapshotRAM *s, SnapshotPage *pages, size_t max,
+                           bool wait);
 
 /* Returns: whether the scanner has seen all pages */
 bool snapshot_ram_scan_done(SnapshotRAM *s);

@@ -45,7 +45,6 @@ void snapshot_ram_close(SnapshotRAM *s)
         s->trap = NULL;
     }
     if (s->buffer) {
-        s->buffer_peak = page_buffer_peak(s->buffer);
         page_buffer_free(s->buffer);
         s->buffer = NULL;
     }
@@ -204,6 +203,5 @@ void snapshot_ram_get_stats(SnapshotRAM *s, SnapshotRAMStats *stats)
     stats->untouched_pages = stat64_get(&s->untouched_pages);
     stats->huge_split = stat64_get(&s->huge_split);
     stats->huge_mended = stat64_get(&s->huge_mended);
-    stats->buffer_peak = s->buffer ? page_buffer_peak(s->buffer)
-                                   : s->buffer_peak;
+    stats->buffer_peak = page_buffer_peak(s->buffer);
 }

@@ -170,6 +170,9 @@ size_t snapshot_ram_mend_rest(SnapshotRAM *s);
  */
 void snapshot_ram_inherit(SnapshotRAM *s, const SnapshotRAM *from);
 
+/* The most that snapshot_ram_next() hands out at a time */
+#define SNAPSHOT_RAM_MAX_NEXT 256
+
 /* A page to write to the image, or several that are all zeroes */
 typedef struct SnapshotPage {
     /* From the block's SnapshotBlockInfo */
@@ -213,6 +216,7 @@ void snapshot_ram_stop(SnapshotRAM *s);
 /* Returns: why the snapshot has stopped by itself, or NULL if it has not */
 const char *snapshot_ram_failure(SnapshotRAM *s);
 
+/* Before snapshot_ram_close() */
 void snapshot_ram_get_stats(SnapshotRAM *s, SnapshotRAMStats *stats);
 
 /*

@@ -8,9 +8,6 @@
 #include "qemu/osdep.h"
 #include "snapshot-ram-internal.h"
 
-/* Pages that are handed out at a time */
-#define MAX_NEXT 256
-
 bool snapshot_ram_scan_done(SnapshotRAM *s)
 {
     return s->scan_block == s->num_blocks;
@@ -88,14 +85,14 @@ bool snapshot_ram_scan(SnapshotRAM *s)
     return false;
 }
 
-/* Take up to @max pages that are queued, wait for the first if @wait */
-static size_t dequeue(SnapshotRAM *s, SnapshotPage *pages, size_t max,
-                      bool wait)
+size_t snapshot_ram_queued(SnapshotRAM *s, SnapshotPage *pages, size_t max,
+                           bool wait)
 {
-    uint32_t slots[MAX_NEXT];
-    size_t i, n = page_buffer_dequeue(s->buffer, slots, MIN(max, MAX_NEXT),
-                                      wait);
+    uint32_t slots[SNAPSHOT_RAM_MAX_NEXT];
+    size_t i, n;
 
+    n = page_buffer_dequeue(s->buffer, slots, MIN(max, ARRAY_SIZE(slots)),
+                            wait);
     for (i = 0; i < n; i++) {
         PageBufferEntry *entry = page_buffer_entry(s->buffer, slots[i]);
 
@@ -117,14 +114,14 @@ size_t snapshot_ram_next(SnapshotRAM *s, SnapshotPage *pages, size_t max)
 
     while (!qatomic_read(&s->stopped)) {
         page_buffer_warm(s->buffer);
-        n = dequeue(s, pages, max, false);
+        n = snapshot_ram_queued(s, pages, max, false);
         if (n) {
             return n;
         }
         if (snapshot_ram_scan(s)) {
             continue;
         }
-        n = dequeue(s, pages, max, true);
+        n = snapshot_ram_queued(s, pages, max, true);
         if (n || snapshot_ram_scan_done(s)) {
             return n;
         }
@@ -134,10 +131,10 @@ size_t snapshot_ram_next(SnapshotRAM *s, SnapshotPage *pages, size_t max)
 
 void snapshot_ram_written(SnapshotRAM *s, const SnapshotPage *pages, size_t n)
 {
-    uint32_t slots[MAX_NEXT];
+    uint32_t slots[SNAPSHOT_RAM_MAX_NEXT];
     size_t i;
 
-    assert(n <= MAX_NEXT);
+    assert(n <= ARRAY_SIZE(slots));
     for (i = 0; i < n; i++) {
         slots[i] = pages[i].slot;
     }

@@ -9,22 +9,19 @@
 #include "write-trap.h"
 
 static const WriteTrapOps *write_traps[4];
+static size_t num_write_traps;
 
 void write_trap_register(const WriteTrapOps *ops)
 {
-    size_t i = 0;
-
-    while (write_traps[i]) {
-        assert(++i < ARRAY_SIZE(write_traps));
-    }
-    write_traps[i] = ops;
+    assert(num_write_traps < ARRAY_SIZE(write_traps));
+    write_traps[num_write_traps++] = ops;
 }
 
 const WriteTrapOps *write_trap_find(const char *name)
 {
     size_t i;
 
-    for (i = 0; i < ARRAY_SIZE(write_traps) && write_traps[i]; i++) {
+    for (i = 0; i < num_write_traps; i++) {
         if (g_str_equal(write_traps[i]->name, name)) {
             return write_traps[i];
         }

@@ -133,46 +133,36 @@ static void check_page(TestRAM *t, TestBlock *b, uint64_t offset,
     t->saved++;
 }
 
-static void check_pages(TestRAM *t, const SnapshotPage *page)
+/* Check @n pages that were taken out, and give them back.  Returns @n. */
+static size_t check_pages(TestRAM *t, const SnapshotPage *pages, size_t n)
 {
-    uint64_t i;
+    uint64_t page;
+    size_t i;
 
-    for (i = 0; i < page->num_pages; i++) {
-        check_page(t, page->owner, page->offset + i * PAGE_SIZE, page->data);
+    for (i = 0; i < n; i++) {
+        for (page = 0; page < pages[i].num_pages; page++) {
+            check_page(t, pages[i].owner, pages[i].offset + page * PAGE_SIZE,
+                       pages[i].data);
+        }
     }
+    snapshot_ram_written(t->ram, pages, n);
+    return n;
 }
 
 size_t test_ram_drain(TestRAM *t)
 {
-    uint32_t slots[64];
-    size_t n = page_buffer_dequeue(t->buffer, slots, ARRAY_SIZE(slots), false);
-    size_t i;
+    SnapshotPage pages[64];
 
-    for (i = 0; i < n; i++) {
-        PageBufferEntry *entry = page_buffer_entry(t->buffer, slots[i]);
-
-        check_pages(t, &(SnapshotPage) {
-            .owner = entry->owner,
-            .offset = entry->offset,
-            .num_pages = MAX(1, entry->zero_pages),
-            .data = entry->zero_pages ? NULL
-                                      : page_buffer_data(t->buffer, slots[i]),
-        });
-    }
-    page_buffer_give(t->buffer, slots, n);
-    return n;
+    return check_pages(t, pages, snapshot_ram_queued(t->ram, pages,
+                                                     ARRAY_SIZE(pages), false));
 }
 
 bool test_ram_next(TestRAM *t)
 {
     SnapshotPage pages[64];
-    size_t i, n = snapshot_ram_next(t->ram, pages, ARRAY_SIZE(pages));
 
-    for (i = 0; i < n; i++) {
-        check_pages(t, &pages[i]);
-    }
-    snapshot_ram_written(t->ram, pages, n);
-    return n;
+    return check_pages(t, pages, snapshot_ram_next(t->ram, pages,
+                                                   ARRAY_SIZE(pages)));
 }
 
 void test_ram_save(TestRAM *t, int pause_us)
