@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, List, Optional
 from . import operations, writes
 
 Measurement = Dict[str, Any]
+Value = Callable[[Measurement], Optional[float]]
 
 
 @dataclass
@@ -18,7 +19,7 @@ class Figure:
     compared: whether its ratio to stock says anything.
     """
     name: str
-    of: Callable[[Measurement], Optional[float]]
+    of: Value
     show: Callable[[float], str]
     compared: bool = True
 
@@ -34,10 +35,20 @@ def _size(bytes_: float) -> str:
     return f'{bytes_ / 1e6:.4g} MB'
 
 
-def _of_windows(of: Callable[[Measurement], Optional[float]]
-                ) -> Callable[[Measurement], Optional[float]]:
-    """What only a guest that times its writes has."""
-    return lambda m: of(m) if 'windows' in m else None
+def _rate(bytes_s: float) -> str:
+    return f'{bytes_s / 1e6:,.0f} MB/s'
+
+
+def _with(key: str, of: Value) -> Value:
+    """What only measurements have that have @key."""
+    return lambda m: of(m) if m.get(key) else None
+
+
+# What only a guest that times its writes has.
+_of_windows = partial(_with, 'windows')
+_of_memory = partial(_with, 'memory')
+# What only a snapshot has that was not cancelled.
+_of_whole = partial(_with, 'whole')
 
 
 def _all_writes(q: float, m: Measurement) -> float:
@@ -69,15 +80,9 @@ def _kept_after(seconds: int, m: Measurement) -> Optional[float]:
     return sum(tenths) / before if watched and before else None
 
 
-def _operations(of: Callable[[Dict[str, Any]], Optional[float]],
-                m: Measurement) -> Optional[float]:
-    return of(m['operations']) if 'operations' in m else None
-
-
 def _operations_kept(of: Callable[[Dict[str, Any]], Optional[float]],
                      m: Measurement) -> Optional[float]:
-    rate = _operations(of, m)
-    before = _operations(operations.before, m)
+    rate, before = of(m['operations']), operations.before(m['operations'])
     return rate / before if before and rate is not None else None
 
 
@@ -100,6 +105,11 @@ def _huge(look: str, m: Measurement) -> Optional[float]:
     if look not in m['memory'] or not before:
         return None
     return m['memory'][look]['huge'] / before
+
+
+def _per_gib(m: Measurement) -> float:
+    """CPU time of QEMU, its vCPUs' not counted, for each GiB of pages."""
+    return m['cpu']['saving_s'] * 1e9 / (m['page_bytes'] / 2**30)
 
 
 def _quantiles(name: str, of: Callable[[float, Measurement], Optional[float]]
@@ -127,26 +137,33 @@ FIGURES = [
         partial(_kept, writes.usual_rate)), _percent),
     *[Figure(f'speed, {s} s after', _of_windows(partial(_kept_after, s)),
              _percent) for s in (1, 5, 30)],
-    Figure('operations/s before', partial(_operations, operations.before),
-           _count),
-    *[Figure(f'operations, {name}', partial(_operations_kept, of), _percent)
+    Figure('operations/s before', _with(
+        'operations', lambda m: operations.before(m['operations'])), _count),
+    *[Figure(f'operations, {name}', _with(
+        'operations', partial(_operations_kept, of)), _percent)
       for name, of in (
           ('during', operations.during),
           ('5 s after', partial(operations.after, since=0, until=5)),
           ('10 s after', partial(operations.after, since=5, until=10)))],
-    Figure('snapshot', lambda m: m['seconds'] * 1e9, _time),
-    Figure('freeze, QMP', lambda m: m['freeze_s'] * 1e9, _time),
+    Figure('snapshot', _of_whole(lambda m: m['seconds'] * 1e9), _time),
+    Figure('throughput', _of_whole(
+        lambda m: m['page_bytes'] / m['seconds']), _rate),
+    Figure('CPU per GiB', _of_whole(_with('cpu', _per_gib)), _time),
+    Figure('freeze, QMP', _with(
+        'freeze_s', lambda m: m['freeze_s'] * 1e9), _time),
     Figure('freeze, guest', _of_windows(lambda m: m['guest_freeze_s'] * 1e9),
            _time),
-    Figure('RAM of QEMU before', lambda m: m['memory']['before']['anonymous'],
-           _size),
-    Figure('  more, peak', partial(_peak, 1, 'anonymous'), _size, False),
-    *[Figure(f'  more, {name}', partial(_growth, look), _size, False)
-      for name, look in LOOKS],
-    Figure('  page tables, peak', partial(_peak, 2, 'page_tables'), _size,
+    Figure('RAM of QEMU before', _of_memory(
+        lambda m: m['memory']['before']['anonymous']), _size),
+    Figure('  more, peak', _of_memory(partial(_peak, 1, 'anonymous')), _size,
            False),
-    Figure('huge pages before', lambda m: m['memory']['before']['huge'],
-           _size),
-    *[Figure(f'  kept, {name}', partial(_huge, look), _percent, False)
-      for name, look in LOOKS],
+    *[Figure(f'  more, {name}', _of_memory(partial(_growth, look)), _size,
+             False) for name, look in LOOKS],
+    Figure('  page tables, peak', _of_memory(
+        partial(_peak, 2, 'page_tables')), _size, False),
+    Figure('huge pages before', _of_memory(
+        lambda m: m['memory']['before']['huge']), _size),
+    *[Figure(f'  kept, {name}', _of_memory(partial(_huge, look)), _percent,
+             False) for name, look in LOOKS],
 ]
+BY_NAME = {figure.name.strip(): figure for figure in FIGURES}

@@ -28,7 +28,7 @@ class Writes:
         self._vm = vm
         self._window = 0
         vm.console.run(f'wlat {load.rate} {load.area_mb} {load.stride} '
-                       f'{MAX_SAMPLES} & W=$!')
+                       f'{MAX_SAMPLES} {load.fill_mb} & W=$!')
         vm.console.wait('^wlat window 0', 0, 120)
         self._events = vm.qmp.mark()
 

@@ -1,64 +1,93 @@
-"""Takes one measurement: a snapshot of a guest that does something.
+"""Takes one measurement: the RAM of a guest that does something is saved.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import os
+import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple, Union
 
-from lab import disk, env, snapshot
+from lab import disk, env
 from lab.hardware import Hardware
+from lab.place import HERE
 from lab.sink import FileSink, PipeSink
 from lab.vm import VM, boot
 
-from . import loads
-from .cpu import OtherLoad
+from . import loads, ways
+from .cpu import Cpu
 from .memory import Memory
 from .rows import Database, Row, Variant, Writer
+from .ways import Unavailable
 
 DISK, DISK_MB = env.LAB / 'bench-disk.qcow2', 512
 # When QEMU's memory is looked at after the snapshot.
 LOOKS_S = (5, 30)
 # What the host needs for everything else.
 SPARE_MB = 2048
-TOTALS = 'background_snapshot_end'
+PREFIX = 'background_snapshot_'
 TMPFS = Path('/dev/shm')
+WITHOUT_THP = Path(__file__).resolve().with_name('without-thp')
 
 
-class Unavailable(Exception):
-    """This machine or QEMU cannot do it."""
+def measure(row: Row, variant: Variant, folder: Path, dd_bytes: int = 0
+            ) -> Dict[str, Any]:
+    """Save the RAM once; logs go to @folder.
 
+    Returns seconds, image_bytes (what it occupies), page_bytes (what of it is
+    pages) and, unless dd did it, freeze_s (from STOP to RESUME), phases (its
+    parts, if ours tells them), memory (see memory.py), totals (what ours
+    traces at the end), sink_cpu_s (what the sink took of a CPU), cpu (see
+    cpu.py) and what the load's driver has measured (see loads.py).
 
-def measure(row: Row, variant: Variant, folder: Path) -> Dict[str, Any]:
-    """One snapshot; logs go to @folder.
-
-    Returns seconds, freeze_s (from STOP to RESUME), image_bytes, memory (see
-    memory.py), totals (what ours traces at the end), sink_cpu_s (what the
-    sink took of a CPU), other_cpus (see OtherLoad) and what the load's driver
-    has measured (see loads.py).
+    @dd_bytes: what dd is to write; 0: that is not known.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _needs_memory(row.ram_mb)
     image = _folder(row) / 'bench-image'
+    named = {'row': row.name, 'variant': variant.name, 'whole': row.whole}
+    if variant.how == 'dd':
+        if not dd_bytes:
+            raise Unavailable('no image of this row was measured before')
+        _needs_memory(dd_bytes >> 20)
+        return {**named, **ways.dd(image, dd_bytes, variant.direct,
+                                   TMPFS / 'bench-source')}
+    _needs_memory(row.ram_mb)
+    image.unlink(missing_ok=True)
+    try:
+        return {**named, **_measure_vm(row, variant, folder, image)}
+    finally:
+        image.unlink(missing_ok=True)
+        DISK.unlink(missing_ok=True)
+
+
+def _measure_vm(row: Row, variant: Variant, folder: Path, image: Path
+                ) -> Dict[str, Any]:
     with boot(lambda: _vm(row, variant, folder)) as vm:
         # If memory runs out after all, nobody else is to be killed for it.
         Path(f'/proc/{vm.process.pid}/oom_score_adj').write_text('1000')
-        if variant.trap:
-            _set_parameters(vm, row, variant.trap)
+        ways.configure(vm, row, variant)
         load = loads.start(vm, row.load)
         memory = Memory(vm)
+        # What measurements before have left to write would disturb this one.
+        os.sync()
         time.sleep(row.before_s)
-        sink = (PipeSink(Path('/dev/null'), row.sink_mb_s, row.burst_ms)
-                if row.sink_mb_s else FileSink(image))
+        sink: Union[FileSink, PipeSink] = FileSink(image)
+        if variant.how == 'savevm':
+            sink = FileSink(DISK)
+        elif row.sink_mb_s:
+            sink = PipeSink(Path('/dev/null'), row.sink_mb_s, row.burst_ms)
+        occupied = _occupied(sink)
         memory.look('before')
-        others = OtherLoad(vm.process.pid)
+        cpu = Cpu(vm.process.pid)
         load.next()
-        # Both stop the VM themselves for the device state and resume it.
-        taken = snapshot.take(vm, sink, timeout=300)
+        taken = ways.save(vm, row, variant, sink)
         load.next()
         ended = time.monotonic()
-        other_cpus = others.cpus(_own_cpu_s(sink))
+        sink.finish()
+        sink_s = sink.cpu_s if isinstance(sink, PipeSink) else 0
+        used = cpu.used(sink_s)
+        image_bytes = _occupied(sink) - occupied
         memory.look('end')
         for after_s in LOOKS_S:
             if after_s < row.after_s:
@@ -67,14 +96,31 @@ def measure(row: Row, variant: Variant, folder: Path) -> Dict[str, Any]:
         time.sleep(max(0, ended + row.after_s - time.monotonic()))
         measured = load.finish()
         measured['memory'] = memory.finish()
-        totals = ' '.join(vm.traced(TOTALS))
-    DISK.unlink(missing_ok=True)
+        totals = ' '.join(vm.traced(f'{PREFIX}end'))
+        phases = _phases(vm.output.read_text(errors='replace'))
+    ram = taken.info.get('ram', {})
     return {
-        'row': row.name, 'variant': variant.name, 'seconds': taken.seconds,
-        'freeze_s': taken.freeze, 'downtime_ms': taken.info.get('downtime'),
-        'image_bytes': _size(sink), 'totals': totals,
-        'sink_cpu_s': _own_cpu_s(sink), 'other_cpus': other_cpus, **measured,
+        'seconds': taken.seconds, 'freeze_s': taken.freeze,
+        'downtime_ms': taken.info.get('downtime'), 'phases': phases,
+        'image_bytes': image_bytes,
+        'page_bytes': ram.get('normal-bytes') or image_bytes,
+        'totals': totals, 'sink_cpu_s': sink_s, 'cpu': used, **measured,
     }
+
+
+def _phases(output: str) -> List[Tuple[str, float]]:
+    """Seconds until each event that ours traces in the freeze, its end last.
+
+    Each is counted from the event before it.
+    """
+    events = [(float(when), name) for when, name in re.findall(
+        rf'@(\d+\.\d+):{PREFIX}(\w+)', output)]
+    names = [name for _, name in events]
+    if not {'freeze', 'resume'} <= set(names):
+        return []
+    events = events[names.index('freeze'):names.index('resume') + 1]
+    return [(name, round(when - since, 6)) for (since, _), (when, name)
+            in zip(events, events[1:])]
 
 
 def _folder(row: Row) -> Path:
@@ -85,47 +131,36 @@ def _folder(row: Row) -> Path:
     return TMPFS
 
 
-def _needs_memory(ram_mb: int) -> None:
+def _needs_memory(mb: int) -> None:
     [kb] = [int(line.split()[1]) for line
             in Path('/proc/meminfo').read_text().splitlines()
             if line.startswith('MemAvailable:')]
-    if kb // 1024 < ram_mb + SPARE_MB:
-        raise Unavailable(f'{ram_mb + SPARE_MB} MiB of memory are needed')
+    if kb // 1024 < mb + SPARE_MB:
+        raise Unavailable(f'{mb + SPARE_MB} MiB of memory are needed')
 
 
 def _vm(row: Row, variant: Variant, folder: Path) -> VM:
     hardware = Hardware(vcpus=row.vcpus, ram_mb=row.ram_mb)
-    more: List[str] = ['-msg', 'timestamp=on']
+    more: List[str] = ['-msg', 'timestamp=on', '-name',
+                       'bench,debug-threads=on']
     if isinstance(row.load, Database):
         hardware.disk = disk.new_ext4(DISK, DISK_MB)
+    elif variant.how == 'savevm':
+        hardware.disk = disk.new(HERE, DISK, DISK_MB)
     if isinstance(row.load, Writer):
         more += ['-trace', loads.LIFE]
     if variant.trap:
-        more += ['-trace', TOTALS]
-    return VM(variant.binary, hardware, folder / 'guest', *more)
+        more += ['-trace', f'{PREFIX}*']
+    launcher = [] if row.thp else [str(WITHOUT_THP)]
+    if row.cores:
+        cores = sorted(os.sched_getaffinity(0))[-row.cores:]
+        launcher += ['taskset', '-c', ','.join(map(str, cores))]
+    return VM(variant.binary, hardware, folder / 'guest', *more,
+              launcher=launcher)
 
 
-def _set_parameters(vm: VM, row: Row, trap: str) -> None:
-    reason = snapshot.traps(vm)[trap]
-    if reason:
-        raise Unavailable(reason)
-    snapshot.set_trap(vm, trap)
-    if row.buffer_mb:
-        vm.qmp.cmd('migrate-set-parameters',
-                   snapshot_buffer_size=row.buffer_mb << 20)
-
-
-def _own_cpu_s(sink) -> float:
-    if isinstance(sink, FileSink):
-        return 0
-    sink.finish()
-    return sink.cpu_s
-
-
-def _size(sink) -> int:
-    """Of the image, which is thrown away."""
+def _occupied(sink: Union[FileSink, PipeSink]) -> int:
+    """How many bytes it has, without holes."""
     if isinstance(sink, PipeSink):
         return sink.received
-    size = sink.path.stat().st_size
-    sink.path.unlink()
-    return size
+    return sink.path.stat().st_blocks * 512 if sink.path.exists() else 0

@@ -1,21 +1,24 @@
-"""Turns measurements into tables.
+"""Turns measurements into tables of text.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 from statistics import median
-from typing import List
+from typing import Dict, List, Sequence
 
 from .figures import FIGURES, Figure, Measurement
 from .operations import BEFORE_S
-from .rows import ROWS, STOCK, VARIANTS, Row
+from .permutation import ALPHA, p_value
+from .rows import ROWS, STOCK, Row
 from .writes import SLOW_NS
 
-NAME_WIDTH = 22
-CELL_WIDTH = 21
+NAME_WIDTH, CELL_WIDTH = 22, 21
+# More columns than this go below each other.
+COLUMNS = 5
 
 EXPLANATION = f'''\
 Medians of the rounds' figures, below them the lowest and the highest; in
-brackets the ratio to stock.
+brackets the ratio to stock.  With ~, no difference is shown: there are too few
+rounds, or in a permutation test of the means p is {ALPHA} or more.
 
 Unless they say otherwise, figures are of the time of the snapshot and of some
 50 ms around it.  A trapped write took {SLOW_NS / 1000:g} us or more and was
@@ -23,16 +26,36 @@ the first such to its page; "by chance" is how many there would be at the rate
 of the time before.  "Speed kept" is writes a second by those before; "usually":
 the median of tenths of a second; "after": in the second that ends then.
 Operations are by those of the {BEFORE_S} seconds before, "after" in the five
-seconds that end then.  "Freeze, guest" is how long the writing program stood
-still around the stop, by the host's clock, with an error of up to 1 ms.  RAM of
-QEMU is anonymous memory of the host, "more" is above what it was before; huge
-pages are those of the guest's RAM.
+seconds that end then.  Throughput is bytes of pages, without those of zeroes, by
+the time of the snapshot; CPU is what QEMU's threads have used, but not its vCPUs'
+(which with some traps copy pages as well).  "Freeze, guest" is how long the
+writing program stood still around the stop, by the host's clock, with an error
+of up to 1 ms.  RAM of QEMU is anonymous memory of the host, "more" is above what
+it was before; huge pages are those of the guest's RAM.
 '''
 
 
-def _ratio(value: float, base: float) -> str:
-    ratio = value / base
-    return f'({ratio:.2f})' if ratio >= 0.1 else f'({ratio:.3f})'
+def samples(figure: Figure, measurements: Sequence[Measurement]
+            ) -> List[float]:
+    return [v for v in map(figure.of, measurements) if v is not None]
+
+
+def ratio(own: Sequence[float], base: Sequence[float]) -> str:
+    """Of the medians, in brackets, with ~ if no difference is shown."""
+    if not base or not median(base):
+        return ''
+    value = median(own) / median(base)
+    mark = '' if p_value(own, base) < ALPHA else '~'
+    return (f'({mark}{value:.2f})' if value >= 0.1
+            else f'({mark}{value:.3f})')
+
+
+def by_variant(row: Row, measurements: Sequence[Measurement]
+               ) -> Dict[str, List[Measurement]]:
+    """Those of a row, by the names of the variants that were measured."""
+    found = {v.name: [m for m in measurements if m['row'] == row.name
+                      and m['variant'] == v.name] for v in row.variants}
+    return {name: own for name, own in found.items() if own}
 
 
 def _line(name: str, cells: List[str]) -> str:
@@ -40,57 +63,65 @@ def _line(name: str, cells: List[str]) -> str:
             + ''.join(f'{c:>{CELL_WIDTH}}' for c in cells)).rstrip()
 
 
-def _figure_lines(figure: Figure, columns: List[List[Measurement]]
-                  ) -> List[str]:
-    """One line, and one with the spread if there are rounds.
+def _figure_lines(figure: Figure, columns: Dict[str, List[Measurement]],
+                  stock: List[Measurement]) -> List[str]:
+    """One line, and if there are rounds one with the spread, one with p.
 
     No line if the figure is not for such a row.
     """
-    values = [[v for v in map(figure.of, column) if v is not None]
-              for column in columns]
-    if not any(values):
+    values = [samples(figure, own) for own in columns.values()]
+    if not any(map(any, values)):
         return []
-    base = next((median(own) for column, own in zip(columns, values)
-                 if own and column[0]['variant'] == STOCK.name), None)
-    middles, spreads = [], []
-    for column, own in zip(columns, values):
-        if not own:
-            middles.append('-')
-            spreads.append('')
-            continue
-        ratio = (_ratio(median(own), base) if base and figure.compared
-                 and column[0]['variant'] != STOCK.name else '')
-        middles.append(f'{figure.show(median(own))} {ratio:>8}')
-        spreads.append(f'{figure.show(min(own))} - {figure.show(max(own))}')
+    base = samples(figure, stock) if figure.compared else []
+    middles, spreads, ps = [], [], []
+    for name, own in zip(columns, values):
+        compared = own and base and name != STOCK.name
+        middles.append(f'{figure.show(median(own))} '
+                       f'{ratio(own, base) if compared else "":>8}'
+                       if own else '-')
+        spreads.append(f'{figure.show(min(own))} - {figure.show(max(own))}'
+                       if own else '')
+        ps.append(f'p {p_value(own, base):.3f}' if compared else '')
     lines = [_line(figure.name, middles)]
     if max(map(len, values)) > 1:
         lines.append(_line('', spreads))
+        if any(ps):
+            lines.append(_line('', ps))
     return lines
 
 
-def _row_lines(row: Row, measurements: List[Measurement]) -> List[str]:
-    columns = [own for own in
-               ([m for m in measurements if m['variant'] == v.name]
-                for v in VARIANTS) if own]
-    lines = [f'{row.name}: {row.what}', '',
-             _line('', [f'{own[0]["variant"]}{"":9}' for own in columns])]
-    for figure in FIGURES:
-        lines += _figure_lines(figure, columns)
-    lines.append('')
-    for m in measurements:
-        lines.append(f'  {m["variant"]} {m["round"]}: '
-                     f'{m["image_bytes"] / 1e6:.0f} MB, the sink took '
-                     f'{m["sink_cpu_s"] / m["seconds"]:.2f} CPUs, other '
-                     f'processes {m["other_cpus"]:.2f}; '
-                     f'{m["totals"]}'.rstrip('; '))
+def _notes(m: Measurement) -> str:
+    """What else is known of one measurement."""
+    notes = [f'{m["image_bytes"] / 1e6:.0f} MB']
+    if 'cpu' in m:
+        notes.append(f'the sink took {m["sink_cpu_s"] / m["seconds"]:.2f} '
+                     f'CPUs, other processes {m["cpu"]["others"]:.2f}')
+    if m.get('phases'):
+        notes.append('freeze: ' + ', '.join(
+            f'{seconds * 1e3:.2f} ms to {name}'
+            for name, seconds in m['phases']))
+    return '; '.join(filter(None, [*notes, m.get('totals')]))
+
+
+def _row_lines(row: Row, measurements: Sequence[Measurement]) -> List[str]:
+    columns = by_variant(row, measurements)
+    if not columns:
+        return []
+    lines = [f'{row.name}: {row.what}', '']
+    names = list(columns)
+    for at in range(0, len(names), COLUMNS):
+        some = {name: columns[name] for name in names[at:at + COLUMNS]}
+        lines.append(_line('', [f'{name[-CELL_WIDTH + 1:]:^{CELL_WIDTH}}'
+                                for name in some]))
+        for figure in FIGURES:
+            lines += _figure_lines(figure, some, columns.get(STOCK.name, []))
+        lines.append('')
+    lines += [f'  {m["variant"]} {m["round"]}: {_notes(m)}'
+              for own in columns.values() for m in own]
     return lines + ['']
 
 
-def table(measurements: List[Measurement]) -> str:
+def table(measurements: Sequence[Measurement]) -> str:
     """A table for each row."""
-    lines = [EXPLANATION]
-    for row in ROWS:
-        own = [m for m in measurements if m['row'] == row.name]
-        if own:
-            lines += _row_lines(row, own)
-    return '\n'.join(lines)
+    return '\n'.join([EXPLANATION] + [line for row in ROWS for line
+                                      in _row_lines(row, measurements)])

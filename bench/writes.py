@@ -2,8 +2,9 @@
 
 A window is a dict: seconds, writes, fast (how many writes took 0 to 99 ns,
 100 to 199 ns, ...), slow_first_ns (each slow write that was the first slow one
-to its page) and slow_again_ns (each other slow write), per_100ms.  All writes
-are in exactly one of fast, slow_first_ns and slow_again_ns.
+to its page) and slow_again_ns (each other slow write), per_100ms (how many),
+longest_ns (of each 10 ms; 0 if there was none).  All writes are in exactly one
+of fast, slow_first_ns and slow_again_ns.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
@@ -12,7 +13,7 @@ from typing import Any, Dict, List, Sequence
 
 WINDOWS = ('before', 'during', 'after')
 KEYS = {'h': 'fast', 'f': 'slow_first_ns', 'a': 'slow_again_ns',
-        'r': 'per_100ms'}
+        'r': 'per_100ms', 'm': 'longest_ns'}
 # As in wlat.c
 BUCKET_NS = 100
 SLOW_NS = 3000

@@ -3,13 +3,14 @@
  *
  * Measures how long single memory writes take, inside the guest.
  *
- *   wlat RATE AREA_MB STRIDE MAX_SAMPLES
+ *   wlat RATE AREA_MB STRIDE MAX_SAMPLES FILL_MB
  *
  * Writes one word to RATE pages a second (0: as fast as possible) of an area
  * of AREA_MB, in random order (STRIDE 0) or to every STRIDE-th page until all
  * have had their turn.  The word is read just before, so that the write finds
  * its address translated, and timed with the TSC, which needs neither a system
  * call nor a device: a write that nothing stops takes well below SLOW_NS.
+ * FILL_MB more are filled once, and not touched again.
  *
  * Each SIGUSR1 ends a window and begins the next; the program says "wlat
  * window <n>" when it has done so.  SIGTERM ends the last one and prints, for
@@ -21,6 +22,7 @@
  *                     one to its page in this window
  *   wlat a <ns> ...   each other slow write
  *   wlat r <writes in each successive 100 ms>
+ *   wlat m <the longest write, in ns, of each successive 10 ms>
  *
  * and "wlat end".  A write trap stops no page twice, so "f" has each write that
  * one stopped for that long.  Of f and a, MAX_SAMPLES each are kept, more are
@@ -39,6 +41,7 @@
 
 #define WINDOWS 3u
 #define TENTHS 6000u
+#define HUNDREDTHS (10 * TENTHS)
 #define SLOW_NS 3000u
 #define BUCKET_NS 100u
 #define BUCKETS (SLOW_NS / BUCKET_NS)
@@ -56,6 +59,7 @@ typedef struct Window {
     uint32_t fast[BUCKETS];
     Samples first, again;
     uint32_t tenths[TENTHS];
+    uint32_t longest[HUNDREDTHS];
 } Window;
 
 static Window windows[WINDOWS];
@@ -129,7 +133,7 @@ static void report(int last)
     for (int i = 0; i <= last; i++) {
         Window *w = &windows[i];
         double seconds = (w->end - w->begin) / tsc_per_ns / 1e9;
-        size_t tenths = seconds * 10;
+        size_t tenths = seconds * 10, hundredths = seconds * 100;
 
         say("wlat n %d %.3f %lu %zu %zu", i, seconds,
             (unsigned long)w->writes, w->first.count, w->again.count);
@@ -137,8 +141,21 @@ static void report(int last)
         print_samples("f", &w->first);
         print_samples("a", &w->again);
         print_numbers("r", w->tenths, tenths < TENTHS ? tenths : TENTHS);
+        print_numbers("m", w->longest,
+                      hundredths < HUNDREDTHS ? hundredths : HUNDREDTHS);
     }
     say("wlat end");
+}
+
+/* No zero pages: a snapshot has to carry each of them whole. */
+static uint64_t *get_filled(size_t pages)
+{
+    uint64_t *area = get_memory(pages * PAGE);
+
+    for (size_t i = 0; i < pages; i++) {
+        page_fill(area + i * WORDS, page_seed(1, i, 0));
+    }
+    return area;
 }
 
 /* The page to write to next; @x is a new random number, @last the last page. */
@@ -154,27 +171,27 @@ static size_t next_page(size_t last, size_t pages, unsigned stride, uint64_t x)
 
 int main(int argc, char **argv)
 {
-    unsigned rate = argc > 4 ? atoi(argv[1]) : 0;
-    size_t pages = argc > 4 ? (size_t)atoi(argv[2]) * 256 : 0;
-    unsigned stride = argc > 4 ? atoi(argv[3]) : 0;
-    uint64_t x = STEP, due, life = 0, tenth, life_ticks;
+    unsigned rate = argc > 5 ? atoi(argv[1]) : 0;
+    size_t pages = argc > 5 ? (size_t)atoi(argv[2]) * 256 : 0;
+    unsigned stride = argc > 5 ? atoi(argv[3]) : 0;
+    size_t more = argc > 5 ? (size_t)atoi(argv[5]) * 256 : 0;
+    uint64_t x = STEP, due, life = 0, hundredth, life_ticks;
     volatile uint64_t *area;
     uint8_t *slow_in;
     Window *w = windows;
     size_t page = 0;
     int window = 0;
 
-    max_samples = argc > 4 ? atoi(argv[4]) : 0;
+    max_samples = argc > 5 ? atoi(argv[4]) : 0;
     if (!pages || !max_samples || (stride && pages % stride)) {
-        errx(1, "usage: wlat RATE AREA_MB STRIDE MAX_SAMPLES");
+        errx(1, "usage: wlat RATE AREA_MB STRIDE MAX_SAMPLES FILL_MB");
     }
     if (ioperm(LIFE_PORT, 1, 1)) {
         err(1, "ioperm");
     }
-    area = get_memory(pages * PAGE);
-    for (size_t i = 0; i < pages; i++) {
-        /* No zero pages: the snapshot has to carry each of them whole. */
-        page_fill((uint64_t *)area + i * WORDS, page_seed(1, i, 0));
+    area = get_filled(pages);
+    if (more) {
+        get_filled(more);
     }
     /* The last window in which a write to the page was slow */
     slow_in = get_memory(pages);
@@ -184,7 +201,7 @@ int main(int argc, char **argv)
         samples_init(&windows[i].again);
     }
     calibrate();
-    tenth = 1e8 * tsc_per_ns;
+    hundredth = 1e7 * tsc_per_ns;
     life_ticks = LIFE_NS * tsc_per_ns;
     signal(SIGUSR1, on_mark);
     signal(SIGTERM, on_end);
@@ -222,9 +239,12 @@ int main(int argc, char **argv)
         end = tsc();
         ns = (end - start) / tsc_per_ns;
         w->writes++;
-        t = (end - w->begin) / tenth;
-        if (t < TENTHS) {
-            w->tenths[t]++;
+        t = (end - w->begin) / hundredth;
+        if (t < HUNDREDTHS) {
+            w->tenths[t / 10]++;
+            if (ns > w->longest[t]) {
+                w->longest[t] = ns < UINT32_MAX ? ns : UINT32_MAX;
+            }
         }
         if (ns < SLOW_NS) {
             w->fast[ns / BUCKET_NS]++;
