@@ -65,7 +65,7 @@ demo: all		## snapshot a guest with a database, restore it in Debian's QEMU
 	@STOCK="$$(tools/unmodified)" && lab/demo
 
 bench: all stock	## measure side by side with unmodified QEMU
-	@lab/setup guest
+	@lab/setup bench
 	@bench/run
 
 clean:			## remove $(BUILD), unless it holds unsaved commits

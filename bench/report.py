@@ -2,6 +2,8 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import json
+from pathlib import Path
 from statistics import median
 from typing import Dict, List, Sequence
 
@@ -70,7 +72,7 @@ def _figure_lines(figure: Figure, columns: Dict[str, List[Measurement]],
     No line if the figure is not for such a row.
     """
     values = [samples(figure, own) for own in columns.values()]
-    if not any(map(any, values)):
+    if not any(values):
         return []
     base = samples(figure, stock) if figure.compared else []
     middles, spreads, ps = [], [], []
@@ -125,3 +127,10 @@ def table(measurements: Sequence[Measurement]) -> str:
     """A table for each row."""
     return '\n'.join([EXPLANATION] + [line for row in ROWS for line
                                       in _row_lines(row, measurements)])
+
+
+def load(paths: Sequence[Path]) -> List[Measurement]:
+    """What runs have measured; of a row that is in several, the last."""
+    runs = [json.loads(path.read_text())['measurements'] for path in paths]
+    last = {m['row']: run for run in runs for m in run}
+    return [m for run in runs for m in run if last[m['row']] is run]

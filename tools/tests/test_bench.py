@@ -8,7 +8,7 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from bench import memory, operations, report  # noqa: E402
+from bench import cpu, measure, memory, operations, report  # noqa: E402
 
 MIB = 1 << 20
 SMAPS = '''\
@@ -115,8 +115,9 @@ class Table(unittest.TestCase):
         look = {'anonymous': 100 * 10**6, 'page_tables': 0,
                 'huge': 80 * 10**6}
         return {'row': row, 'variant': 'stock', 'round': 1, 'seconds': 2,
-                'freeze_s': 0.001, 'image_bytes': 0, 'sink_cpu_s': 0,
-                'other_cpus': 0, 'totals': '',
+                'whole': True, 'freeze_s': 0.001, 'image_bytes': 2**31,
+                'page_bytes': 2**31, 'sink_cpu_s': 0, 'totals': '',
+                'cpu': {'vcpus_s': 9, 'saving_s': 3, 'others': 0},
                 'memory': {'before': look, 'end': dict(look, huge=0),
                            '5_s_after': dict(look, anonymous=107 * 10**6,
                                              huge=60 * 10**6),
@@ -141,6 +142,8 @@ class Table(unittest.TestCase):
                             'speed, 30 s after': '-',
                             'more, peak': '40 MB', 'more, 5 s after': '7 MB',
                             'kept, at the end': '0.0%',
+                            'throughput': '1,074 MB/s',
+                            'CPU per GiB': '1.5 s',
                             'kept, 5 s after': '75.0%'}.items():
             self.assertEqual(shown.get(name, '-'), value, name)
         self.assertNotIn('operations, during', shown)
@@ -154,3 +157,34 @@ class Table(unittest.TestCase):
                             'operations, 5 s after': '200.0%'}.items():
             self.assertEqual(shown[name], value)
         self.assertNotIn('speed kept', shown)
+
+    def test_what_was_cancelled_has_no_throughput(self):
+        shown = self.figures(self.measurement('freeze-1g-half', whole=False))
+        self.assertEqual(shown['freeze, QMP'], '1 ms')
+        self.assertNotIn('throughput', shown)
+        self.assertNotIn('snapshot', shown)
+
+
+class Cpu(unittest.TestCase):
+    def test_own_time_is_told_from_that_of_others(self):
+        watch = cpu.Cpu(os.getpid())
+        began = time.process_time()
+        while time.process_time() - began < 0.3:
+            pass
+        used = watch.used(0)
+        self.assertGreater(used['saving_s'], 0.2)
+        self.assertEqual(used['vcpus_s'], 0)
+
+
+class Phases(unittest.TestCase):
+    def test_events_of_the_freeze(self):
+        self.assertEqual(measure._phases(
+            '1@10.000000:background_snapshot_freeze VM is running\n'
+            '1@10.001000:port92_read port92: read 0x02\n'
+            '1@10.002000:background_snapshot_armed trap x\n'
+            '1@10.002500:background_snapshot_resume after 2 ms\n'
+            '1@11.000000:background_snapshot_end faults 1\n'),
+            [('armed', 0.002), ('resume', 0.0005)])
+
+    def test_stock_traces_none(self):
+        self.assertEqual(measure._phases('1@1.5:port92_read 2\n'), [])
