@@ -45,7 +45,8 @@ def measure(row: Row, variant: Variant, folder: Path, dd_bytes: int = 0
     """
     folder.mkdir(parents=True, exist_ok=True)
     image = _folder(row) / 'bench-image'
-    named = {'row': row.name, 'variant': variant.name, 'whole': row.whole}
+    named = {'row': row.name, 'variant': variant.name, 'how': variant.how,
+             'whole': row.whole}
     if variant.how == 'dd':
         if not dd_bytes:
             raise Unavailable('no image of this row was measured before')

@@ -28,12 +28,12 @@ the first such to its page; "by chance" is how many there would be at the rate
 of the time before.  "Speed kept" is writes a second by those before; "usually":
 the median of tenths of a second; "after": in the second that ends then.
 Operations are by those of the {BEFORE_S} seconds before, "after" in the five
-seconds that end then.  Throughput is bytes of pages, without those of zeroes, by
-the time of the snapshot; CPU is what QEMU's threads have used, but not its vCPUs'
-(which with some traps copy pages as well).  "Freeze, guest" is how long the
-writing program stood still around the stop, by the host's clock, with an error
-of up to 1 ms.  RAM of QEMU is anonymous memory of the host, "more" is above what
-it was before; huge pages are those of the guest's RAM.
+seconds that end then.  Throughput is bytes of pages, without those of
+zeroes, by the time of the snapshot; CPU is what QEMU's threads have used, but
+not its vCPUs' (which with some traps copy pages as well).  "Freeze, guest" is
+how long the writing program stood still around the stop, by the host's clock,
+with an error of up to 1 ms.  RAM of QEMU is anonymous memory of the host,
+"more" is above what it was before; huge pages are those of the guest's RAM.
 '''
 
 
@@ -60,13 +60,13 @@ def by_variant(row: Row, measurements: Sequence[Measurement]
     return {name: own for name, own in found.items() if own}
 
 
-def _line(name: str, cells: List[str]) -> str:
+def _line(name: str, cells: List[str], width: int) -> str:
     return (f'  {name:{NAME_WIDTH}}'
-            + ''.join(f'{c:>{CELL_WIDTH}}' for c in cells)).rstrip()
+            + ''.join(f'{c:>{width}}' for c in cells)).rstrip()
 
 
 def _figure_lines(figure: Figure, columns: Dict[str, List[Measurement]],
-                  stock: List[Measurement]) -> List[str]:
+                  stock: List[Measurement], width: int) -> List[str]:
     """One line, and if there are rounds one with the spread, one with p.
 
     No line if the figure is not for such a row.
@@ -84,11 +84,11 @@ def _figure_lines(figure: Figure, columns: Dict[str, List[Measurement]],
         spreads.append(f'{figure.show(min(own))} - {figure.show(max(own))}'
                        if own else '')
         ps.append(f'p {p_value(own, base):.3f}' if compared else '')
-    lines = [_line(figure.name, middles)]
+    lines = [_line(figure.name, middles, width)]
     if max(map(len, values)) > 1:
-        lines.append(_line('', spreads))
+        lines.append(_line('', spreads, width))
         if any(ps):
-            lines.append(_line('', ps))
+            lines.append(_line('', ps, width))
     return lines
 
 
@@ -113,10 +113,11 @@ def _row_lines(row: Row, measurements: Sequence[Measurement]) -> List[str]:
     names = list(columns)
     for at in range(0, len(names), COLUMNS):
         some = {name: columns[name] for name in names[at:at + COLUMNS]}
-        lines.append(_line('', [f'{name[-CELL_WIDTH + 1:]:^{CELL_WIDTH}}'
-                                for name in some]))
+        width = max(CELL_WIDTH, *(len(name) + 2 for name in some))
+        lines.append(_line('', list(some), width))
         for figure in FIGURES:
-            lines += _figure_lines(figure, some, columns.get(STOCK.name, []))
+            lines += _figure_lines(figure, some, columns.get(STOCK.name, []),
+                                   width)
         lines.append('')
     lines += [f'  {m["variant"]} {m["round"]}: {_notes(m)}'
               for own in columns.values() for m in own]

@@ -45,8 +45,8 @@ FREEZE: List[Line] = [
         (row.name.partition('-')[2].replace('-', ', '), 'freeze, QMP'),
         ('– as the guest sees it', 'freeze, guest'))]
 FREEZE_INTRO = '''\
-How long the VM stands still, from STOP to RESUME: guests of 1 GiB and 8 GiB, idle
-or (busy) writing at full speed, with and without huge pages (thp).
+How long the VM stands still, from STOP to RESUME: guests of 1 GiB and 8 GiB,
+idle or (busy) writing at full speed, with and without huge pages (thp).
 '''
 # Whether the ratio to stock is shown.
 THROUGHPUT = {'snapshot': False, 'throughput': True, 'CPU per GiB': False,
@@ -96,10 +96,12 @@ def _throughput(measurements: Sequence[Measurement]) -> Optional[str]:
     own = {v.name: [m for m in used if m['variant'] == v.name]
            for v in FORMATS}
     [what] = [row.what for row in ROWS if row.name == 'throughput']
-    return '\n'.join(wrap(f'{what}:', 90)) + '\n\n' + _table(['', *THROUGHPUT], [
-        [name, *[_cell(figure, some, own[STOCK.name] if compared else some)
-                 for figure, compared in THROUGHPUT.items()]]
-        for name, some in own.items() if some], used)
+    lines = [[name, *[_cell(figure, some,
+                            own[STOCK.name] if compared else some)
+                      for figure, compared in THROUGHPUT.items()]]
+             for name, some in own.items() if some]
+    return '\n'.join([*wrap(f'{what}:', 80), '',
+                      _table(['', *THROUGHPUT], lines, used)])
 
 
 def tables(measurements: Sequence[Measurement]) -> Dict[str, str]:

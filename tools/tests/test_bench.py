@@ -115,8 +115,9 @@ class Table(unittest.TestCase):
         look = {'anonymous': 100 * 10**6, 'page_tables': 0,
                 'huge': 80 * 10**6}
         return {'row': row, 'variant': 'stock', 'round': 1, 'seconds': 2,
-                'whole': True, 'freeze_s': 0.001, 'image_bytes': 2**31,
-                'page_bytes': 2**31, 'sink_cpu_s': 0, 'totals': '',
+                'how': 'live', 'whole': True, 'freeze_s': 0.001,
+                'image_bytes': 2**31, 'page_bytes': 2**31,
+                'sink_cpu_s': 0, 'totals': '',
                 'cpu': {'vcpus_s': 9, 'saving_s': 3, 'others': 0},
                 'memory': {'before': look, 'end': dict(look, huge=0),
                            '5_s_after': dict(look, anonymous=107 * 10**6,
@@ -156,6 +157,14 @@ class Table(unittest.TestCase):
                             'operations, during': '50.0%',
                             'operations, 5 s after': '200.0%'}.items():
             self.assertEqual(shown[name], value)
+        self.assertNotIn('speed kept', shown)
+
+    def test_a_guest_that_stands_still_has_no_speed(self):
+        shown = self.figures(self.measurement(
+            'throughput', how='stopped', guest_freeze_s=2, windows={
+                name: window(1, 10, [1] * 10) for name
+                in ('before', 'during', 'after')}))
+        self.assertEqual(shown['freeze, guest'], '2 s')
         self.assertNotIn('speed kept', shown)
 
     def test_what_was_cancelled_has_no_throughput(self):

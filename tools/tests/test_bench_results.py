@@ -86,8 +86,8 @@ def measurement(row, variant, number):
     generator = random.Random(f'{row.name} {variant.name} {number}')
     factor = (1 + rows.VARIANTS.index(variant)) * generator.uniform(1, 1.1)
     made = {'row': row.name, 'variant': variant.name, 'round': number,
-            'whole': row.whole, 'seconds': 9 / factor, 'image_bytes': 3 * 10**9,
-            'page_bytes': 3 * 10**9}
+            'how': variant.how, 'whole': row.whole, 'seconds': 9 / factor,
+            'image_bytes': 3 * 10**9, 'page_bytes': 3 * 10**9}
     if variant.how == 'dd':
         return made
     look = {'anonymous': 10**9, 'page_tables': 10**6, 'huge': 10**9}
