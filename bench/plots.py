@@ -10,6 +10,7 @@ import matplotlib
 from PIL import Image
 matplotlib.use('Agg')
 from matplotlib import pyplot  # noqa: E402
+from matplotlib.ticker import LogFormatter  # noqa: E402
 
 from .figures import BY_NAME, Measurement  # noqa: E402
 from .report import samples  # noqa: E402
@@ -49,6 +50,12 @@ def _middle(measurements: Sequence[Measurement], row: str, variant: str,
     return median(values) if values else float('nan')
 
 
+def _plain(axis: matplotlib.axis.Axis) -> None:
+    """Numbers of a logarithmic axis without powers."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())
+
+
 def _series(m: Measurement, key: str, step: float, join: Callable
             ) -> Tuple[List[float], List[float]]:
     """Times since the snapshot's begin, and what the windows have each @step.
@@ -83,6 +90,7 @@ def _latency(measurements: Sequence[Measurement]) -> None:
         ax.axvspan(0, own[0]['windows']['during']['seconds'], color='orange',
                    alpha=0.2, label='snapshot')
         ax.set_yscale('log')
+        _plain(ax.yaxis)
         ax.set_title(name, loc='left', fontsize=9)
         ax.legend(loc='upper right')
     axes[0, 0].get_figure().supylabel('longest write, ms')
@@ -172,14 +180,17 @@ def _freeze(measurements: Sequence[Measurement]) -> None:
                           for size in sizes]
                 if any(value == value for value in values):
                     ax.plot(range(len(sizes)), values, f'o{line}',
-                            color=f'C{number}', label=variant.name + (
-                                ', no huge pages' if thp else ''))
+                            color=f'C{number}')
+            ax.plot([], color=f'C{number}', label=variant.name)
         ax.set_xticks(range(len(sizes)), [
             cases[s].what.split(', with')[0].replace(', ', ',\n')
             for s in sizes], fontsize=8)
         ax.set(yscale='log', title='full speed' if busy else 'idle')
+        _plain(ax.yaxis)
     axes[0, 0].set_ylabel('from STOP to RESUME, ms')
-    axes[0, 0].legend(fontsize=7)
+    axes[0, 0].get_figure().supxlabel('dashed: without huge pages',
+                                      fontsize=9)
+    axes[0, 0].legend()
 
 
 def _throughput(measurements: Sequence[Measurement]) -> None:
@@ -207,8 +218,9 @@ def _throughput(measurements: Sequence[Measurement]) -> None:
     ax.set_xticks(range(len(counts)), ['no multifd', '1', '2', '4'])
     ax.set(yscale='log', ylabel='MB/s', xlim=(-0.2, 3.9),
            xlabel='multifd channels; dotted: without mapped-ram')
+    _plain(ax.yaxis)
     if lines:
-        ax.legend()
+        ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.15), ncol=3)
 
 
 # In the README's order.
