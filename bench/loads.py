@@ -29,7 +29,7 @@ class Writes:
         self._window = 0
         vm.console.run(f'wlat {load.rate} {load.area_mb} {load.stride} '
                        f'{MAX_SAMPLES} {load.fill_mb} & W=$!')
-        vm.console.wait('^wlat window 0', 0, 120)
+        vm.console.wait('^wlat window 0', 0, 300)
         self._events = vm.qmp.mark()
 
     def next(self) -> None:

@@ -29,9 +29,6 @@ def configure(vm: VM, row: Row, variant: Variant) -> None:
     """Set capabilities and parameters; raises Unavailable if refused."""
     parameters: Dict[str, Any] = {'max_bandwidth': 0}
     if variant.trap:
-        reason = snapshot.traps(vm)[variant.trap]
-        if reason:
-            raise Unavailable(reason)
         parameters['snapshot_write_trap'] = variant.trap
         if row.buffer_mb:
             parameters['snapshot_buffer_size'] = row.buffer_mb << 20
@@ -43,12 +40,15 @@ def configure(vm: VM, row: Row, variant: Variant) -> None:
               'mapped-ram': variant.format == 'mapped-ram',
               'multifd': variant.channels > 0}
     try:
+        reason = variant.trap and snapshot.traps(vm)[variant.trap]
+        if reason:
+            raise Unavailable(reason)
         vm.qmp.cmd('migrate-set-capabilities', capabilities=[
             {'capability': name, 'state': state}
             for name, state in wanted.items()])
         vm.qmp.cmd('migrate-set-parameters', **parameters)
-    except ExecuteError as reason:
-        raise Unavailable(reason) from reason
+    except ExecuteError as refusal:
+        raise Unavailable(refusal) from refusal
 
 
 def save(vm: VM, row: Row, variant: Variant, sink) -> Result:

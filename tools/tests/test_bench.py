@@ -3,12 +3,16 @@
 
 import os
 import sys
+import tempfile
 import time
 import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from bench import cpu, measure, memory, operations, report  # noqa: E402
+from bench import (  # noqa: E402
+    cpu, measure, memory, operations, report, rows, ways)
+from lab.qmp import ExecuteError  # noqa: E402
+from lab.sink import FileSink  # noqa: E402
 
 MIB = 1 << 20
 SMAPS = '''\
@@ -183,6 +187,54 @@ class Cpu(unittest.TestCase):
         used = watch.used(0)
         self.assertGreater(used['saving_s'], 0.2)
         self.assertEqual(used['vcpus_s'], 0)
+
+
+class Refusal(ExecuteError):
+    """A command's error"""
+
+    def __init__(self):
+        Exception.__init__(self)
+
+    def __str__(self):
+        return 'not with multifd'
+
+
+class Ways(unittest.TestCase):
+    def test_what_qemu_refuses_is_unavailable_for_its_reason(self):
+        class Vm:
+            """Refuses everything"""
+            class qmp:
+                mark = staticmethod(lambda: 0)
+
+                @staticmethod
+                def cmd(*_, **__):
+                    raise Refusal
+
+        [row] = [r for r in rows.ROWS if r.name == 'throughput']
+        for variant in rows.VARIANTS:
+            if variant.how != 'dd':
+                for way in (ways.configure,
+                            lambda *args: ways.save(*args, FileSink(Path()))):
+                    with self.assertRaisesRegex(ways.Unavailable,
+                                                '^not with multifd$'):
+                        way(Vm, row, variant)
+
+    def test_dd_writes_whole_blocks_and_leaves_nothing(self):
+        with tempfile.TemporaryDirectory() as folder:
+            image, source = Path(folder) / 'image', Path(folder) / 'source'
+            done = ways.dd(image, 5 * MIB + 1, False, source)
+            self.assertEqual(done['image_bytes'], 6 * MIB)
+            self.assertEqual(list(Path(folder).iterdir()), [])
+
+    def test_holes_do_not_count(self):
+        with tempfile.TemporaryDirectory() as folder:
+            image = Path(folder) / 'image'
+            self.assertEqual(measure._occupied(FileSink(image)), 0)
+            with image.open('wb') as file:
+                file.seek(64 * MIB)
+                file.write(b'x' * MIB)
+            occupied = measure._occupied(FileSink(image))
+            self.assertTrue(MIB <= occupied < 2 * MIB, occupied)
 
 
 class Phases(unittest.TestCase):
