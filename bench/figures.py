@@ -135,7 +135,7 @@ FIGURES = [
         lambda m: sum(writes.trapped(m['windows']['during']))), _time),
     Figure('trapped writes', _of_windows(
         lambda m: len(writes.trapped(m['windows']['during']))), _count),
-    Figure('of them by chance', _of_windows(_by_chance), _count),
+    Figure('of them by chance', _of_windows(_by_chance), _count, False),
     Figure('speed kept', _of_windows(partial(_kept, writes.rate)), _percent),
     Figure('speed kept, usually', _of_windows(
         partial(_kept, writes.usual_rate)), _percent),

@@ -13,14 +13,15 @@ from .permutation import ALPHA, p_value
 from .rows import ROWS, STOCK, Row
 from .writes import SLOW_NS
 
-NAME_WIDTH, CELL_WIDTH = 22, 21
+NAME_WIDTH, CELL_WIDTH = 22, 24
 # More columns than this go below each other.
-COLUMNS = 5
+COLUMNS = 4
 
 EXPLANATION = f'''\
 Medians of the rounds' figures, below them the lowest and the highest; in
 brackets the ratio to stock.  With ~, no difference is shown: there are too few
-rounds, or in a permutation test of the means p is {ALPHA} or more.
+rounds, or in a permutation test of the means p is {ALPHA} or more.  (Of {1 / ALPHA:.0f}
+comparisons of what is equal, one may well show a difference.)
 
 Unless they say otherwise, figures are of the time of the snapshot and of some
 50 ms around it.  A trapped write took {SLOW_NS / 1000:g} us or more and was

@@ -132,7 +132,7 @@ class Table(unittest.TestCase):
     def figures(self, measurement):
         """{name: value} of the table's first column."""
         lines = report.table([measurement]).splitlines()
-        return {line[2:24].strip(): line[24:45].strip() for line in lines
+        return {line[2:24].strip(): line[24:48].strip() for line in lines
                 if line.startswith('  ')}
 
     def test_writer(self):
