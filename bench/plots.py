@@ -52,7 +52,7 @@ def _middle(measurements: Sequence[Measurement], row: str, variant: str,
 
 def _plain(axis: matplotlib.axis.Axis) -> None:
     """Numbers of a logarithmic axis without powers."""
-    axis.set_major_formatter(LogFormatter())
+    axis.set_major_formatter('{x:g}')
     axis.set_minor_formatter(LogFormatter())
 
 
@@ -62,17 +62,17 @@ def _series(m: Measurement, key: str, step: float, join: Callable
 
     @join makes one of several values, so that there are not too many.
     """
-    points = []
+    times, values = [], []
     begin = -m['windows']['before']['seconds']
+    group = -(-sum(len(m['windows'][name][key]) for name in WINDOWS)
+              // MOST_POINTS)
     for name in WINDOWS:
         window = m['windows'][name]
-        points += [(begin + step * n, value)
-                   for n, value in enumerate(window[key])]
+        for at in range(0, len(window[key]), group):
+            times.append(begin + step * at)
+            values.append(join(window[key][at:at + group]))
         begin += window['seconds']
-    group = -(-len(points) // MOST_POINTS)
-    groups = [points[at:at + group] for at in range(0, len(points), group)]
-    return ([some[0][0] for some in groups],
-            [join([value for _, value in some]) for some in groups])
+    return times, values
 
 
 def _latency(measurements: Sequence[Measurement]) -> None:
@@ -112,7 +112,7 @@ def _longer(own: Sequence[Measurement]) -> Tuple[List[float], List[float]]:
     place = 0.0
     while place < len(slow):
         points.append((slow[int(place)], (len(slow) - int(place)) / total))
-        place += max(1, (len(slow) - place) / 40)
+        place += max(1, (len(slow) - place) / 25)
     points = [p for p in points if p[1] > 0]
     return [x for x, _ in points], [y for _, y in points]
 
@@ -249,6 +249,6 @@ def draw(measurements: Sequence[Measurement], folder: Path) -> List[str]:
             pyplot.close()
             # Lines and text do with few colours, and are then much smaller.
             png = folder / f'{name}.png'
-            Image.open(png).quantize(64).save(png, optimize=True)
+            Image.open(png).convert('RGB').quantize(64).save(png, optimize=True)
             drawn.append(name)
     return drawn

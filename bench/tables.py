@@ -42,7 +42,8 @@ WRITES: List[Line] = [
 FREEZE: List[Line] = [
     (label, row.name, figure) for row in ROWS if row.name.startswith('freeze-')
     for label, figure in (
-        (row.name.partition('-')[2].replace('-', ', '), 'freeze, QMP'),
+        (row.name.partition('-')[2].replace('no-', 'no ').replace('-', ', '),
+         'freeze, QMP'),
         ('– as the guest sees it', 'freeze, guest'))]
 FREEZE_INTRO = '''\
 How long the VM stands still, from STOP to RESUME: guests of 1 GiB and 8 GiB,
@@ -67,9 +68,10 @@ def _cell(figure_name: str, own: Sequence[Measurement],
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]],
            measured: Sequence[Measurement]) -> str:
-    rounds = sorted({m['round'] for m in measured})
-    note = (f'Medians of {rounds[-1]} rounds' if len(rounds) > 1
-            else 'One round')
+    last = {m['row']: m['round'] for m in measured}.values()
+    note = 'One round' if max(last) == 1 else (
+        'Medians of ' + ' to '.join(map(str, sorted({min(last), max(last)})))
+        + ' rounds')
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in (
         head, ['---'] * len(head), *lines)) + (
             f'\n\n{note}; in brackets the ratio to stock, with ~ if no '
