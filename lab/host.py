@@ -107,6 +107,18 @@ def needs_room(folder: Path, mib: int) -> None:
         raise Skip(f'{folder} has {free} MiB free, {mib} are needed')
 
 
+def needs_direct_io(folder: Path) -> None:
+    """Linux 6.6 and newer let tmpfs have it."""
+    file = folder / 'direct'
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
+    except OSError as problem:
+        raise Skip(f'no O_DIRECT in {folder}: {problem.strerror}'
+                   ) from problem
+    finally:
+        file.unlink(missing_ok=True)
+
+
 def needs_file_system(folder: Path, *, memory: bool) -> None:
     """A folder of a file system that is made of memory (tmpfs), or is not."""
     kind = subprocess.run(['stat', '-f', '-c', '%T', folder],

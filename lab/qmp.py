@@ -3,9 +3,10 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import asyncio
+import os
 import socket
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Tuple
 
 from . import env  # noqa: F401  (makes qemu.qmp importable)
 from qemu.qmp import ExecuteError, QMPError  # noqa: F401
@@ -22,6 +23,7 @@ class Qmp:
         self._monitor.settimeout(timeout)
         self._monitor.connect()
         self.events: List[Event] = []
+        self._fdsets: Dict[Tuple[int, int], int] = {}
 
     def cmd(self, name: str, **arguments: Any) -> Any:
         """Execute a command.  In names of arguments, _ stands for -."""
@@ -32,6 +34,20 @@ class Qmp:
         """Give QEMU a file descriptor under a name, for fd:<name>."""
         self._monitor.send_fd_scm(fd)
         self.cmd('getfd', fdname=name)
+
+    def add_fd(self, fd: int) -> int:
+        """Give QEMU a file descriptor, which is closed here.
+
+        Returns the number N of its set, /dev/fdset/N; those of one file get
+        into one set.
+        """
+        where = os.fstat(fd)
+        number = self._fdsets.setdefault((where.st_dev, where.st_ino),
+                                         len(self._fdsets))
+        self._monitor.send_fd_scm(fd)
+        os.close(fd)
+        self.cmd('add-fd', fdset_id=number)
+        return number
 
     def mark(self) -> int:
         """A position in the stream of events, for wait_event()."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable, List, NamedTuple, Optional, Sequence
 
 from . import disk, env, host, snapshot
+from .format import STREAM
 from .hardware import Hardware
 from .memory import KINDS
 from .place import HERE, Place
@@ -36,6 +37,7 @@ class Scene(contextlib.ExitStack):
     """One case's VMs and files.  Leaving it ends and removes them.
 
     check, disk_check: the workloads in its guests.
+    format: that of its images.
     """
 
     def __init__(self, name: str, place: Place = HERE):
@@ -45,6 +47,7 @@ class Scene(contextlib.ExitStack):
         self.files = place.scratch / name
         self.check = SelfCheck()
         self.disk_check = DiskCheck()
+        self.format = STREAM
         self.notes: List[str] = []
         self._overlays = 0
         self._restored = 0
@@ -124,7 +127,7 @@ class Scene(contextlib.ExitStack):
             self._overlays += 1
             frozen = snapshot.snapshot_disk(
                 vm, self.files / f'overlay{self._overlays}.qcow2')
-        snapshot.enable(vm)
+        snapshot.enable(vm, self.format)
         return frozen
 
     def prove(self, vm: VM) -> None:
@@ -147,13 +150,13 @@ class Scene(contextlib.ExitStack):
                 self.place, frozen, self.files / 'restored.qcow2'))
         with snapshot.restore(image, hardware,
                               self.logs / f'restored{self._restored}',
-                              self.place) as restored:
+                              self.place, self.format) as restored:
             self.prove(restored)
         self.place.run(f'rm {shlex.quote(str(image))}')
 
     def round_trip(self, vm: VM, sink=None) -> None:
         """The whole workflow; then original and restored guest are clean."""
-        sink = sink or FileSink(self.image())
+        sink = sink or FileSink(self.image(), self.format)
         frozen = self.pause(vm)
         snapshot.wait(vm, snapshot.start(vm, sink))
         image = sink.finish()

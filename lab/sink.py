@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from .drain import Drain
+from .format import STREAM, Format
 from .place import Place
 from .vm import VM
 
@@ -21,11 +22,12 @@ from .vm import VM
 class FileSink:
     """QEMU writes the file itself."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, image_format: Format = STREAM):
         self.path = path
+        self._format = image_format
 
     def uri(self, _vm: VM) -> str:
-        return f'file:{self.path}'
+        return self._format.uri(str(self.path))
 
     def finish(self, _timeout: float = 60) -> Path:
         return self.path

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+from .format import STREAM, Format
 from .hardware import Hardware
 from .place import HERE, Place
 from .qmp import event_time
@@ -47,8 +48,9 @@ def snapshot_disk(vm: VM, overlay: Path) -> Path:
     return Path(disk['file'])
 
 
-def enable(vm: VM) -> None:
+def enable(vm: VM, image_format: Format = STREAM) -> None:
     """Step 3."""
+    image_format.choose(vm)
     vm.qmp.cmd('migrate-set-capabilities', capabilities=[
         {'capability': c, 'state': True} for c in CAPABILITIES])
 
@@ -118,23 +120,25 @@ def freeze(vm: VM, mark: int) -> Optional[float]:
     return event_time(resume[0]) - event_time(stop[0])
 
 
-def restore(image: Path, hardware: Hardware, log: Path,
-            place: Place = HERE) -> VM:
+def restore(image: Path, hardware: Hardware, log: Path, place: Place = HERE,
+            image_format: Format = STREAM) -> VM:
     """Restore an image in the unmodified QEMU and let the guest run on."""
     vm = VM(place.stock, hardware, log, '-incoming', 'defer', place=place)
     try:
-        _load(vm, image)
+        image_format.choose(vm)
+        _load(vm, image, image_format)
     except BaseException:
         vm.close()
         raise
     return vm
 
 
-def _load(vm: VM, image: Path) -> None:
+def _load(vm: VM, image: Path, image_format: Format) -> None:
     vm.qmp.cmd('migrate-set-capabilities', capabilities=[
         {'capability': 'events', 'state': True}])
     mark = vm.qmp.mark()
-    vm.qmp.cmd('migrate-incoming', uri=f'file:{image}')
+    vm.qmp.cmd('migrate-incoming', uri=image_format.uri(str(image)),
+               exit_on_error=False)
     try:
         wait(vm, mark)
     except Exception as problem:

@@ -29,6 +29,7 @@
 #include "qemu-file.h"
 #include "ram.h"
 #include "savevm.h"
+#include "snapshot-blocks.h"
 #include "snapshot-channel.h"
 #include "snapshot-choice.h"
 #include "snapshot-mender.h"
@@ -128,13 +129,14 @@ static bool background_snapshot_prepare(Error **errp)
     snapshot.ram = snapshot_ram_new(&(SnapshotRAMConfig) {
         .page_size = qemu_target_page_size(),
         .buffer_size = size,
-        .free_owner = ram_snapshot_free_block,
+        .free_owner = snapshot_blocks_free,
         .detect_zero = migrate_zero_page_detection() !=
                        ZERO_PAGE_DETECTION_NONE,
         .busy_ns = BUSY_NS,
         .stall_limit_ms = STALL_LIMIT_MS,
         .urgent = bql_locked,
         .urgent_limit_ms = BQL_STALL_LIMIT_MS,
+        .bandwidth = migrate_snapshot_bandwidth,
     }, errp);
     return snapshot.ram;
 }
@@ -149,7 +151,7 @@ static bool background_snapshot_arm(Error **errp)
                                     snapshot.buffer_size /
                                     qemu_target_page_size());
     qatomic_rcu_set(&snapshot.armed, snapshot.ram);
-    ram_snapshot_set(snapshot.ram);
+    snapshot_blocks_set(snapshot.ram);
     return true;
 }
 
@@ -158,7 +160,7 @@ static void background_snapshot_disarm(void)
 {
     SnapshotRAMStats *stats = &snapshot.stats;
 
-    ram_snapshot_set(NULL);
+    snapshot_blocks_set(NULL);
     snapshot_ram_stop(snapshot.ram);
     qatomic_rcu_set(&snapshot.armed, NULL);
     synchronize_rcu();
@@ -248,17 +250,19 @@ static bool background_snapshot_check_file(QEMUFile *f, Error **errp)
 
 /*
  * Write the header and the setup sections.  They go through the buffer @fb,
- * since the destination may take its time, and that without the BQL.
+ * since the destination may take its time, and that without the BQL; but with
+ * mapped-ram they lay out the file.
  */
 static bool background_snapshot_save_setup(MigrationState *s, QEMUFile *fb,
                                            Error **errp)
 {
+    QEMUFile *f = migrate_mapped_ram() ? s->to_dst_file : fb;
     bool ok;
 
     bql_lock();
-    qemu_savevm_state_header(fb);
-    ok = qemu_savevm_state_setup(fb, errp) == 0 &&
-         ram_snapshot_add_blocks(snapshot.ram, errp);
+    qemu_savevm_state_header(f);
+    ok = qemu_savevm_state_setup(f, errp) == 0 &&
+         snapshot_blocks_add(snapshot.ram, errp);
     bql_unlock();
     if (!ok) {
         return false;

@@ -29,6 +29,9 @@
 /* And what part to those for whom others wait */
 #define URGENT_FRACTION 32
 
+/* So many are taken at a time by those who want many */
+#define RUN_SLOTS 512
+
 struct PageBuffer {
     /* Set at creation */
     uint8_t *data;
@@ -37,15 +40,21 @@ struct PageBuffer {
     size_t slot_size;
     size_t num_slots;
 
-    /* The consumer's: so many of the first slots are allocated by the host */
+    /* So many of the first slots are allocated by the host */
     size_t num_warm;
+    /* A consumer is at that */
+    bool warming;
 
     /* Protects all below.  Nobody touches guest RAM while holding it. */
     QemuMutex lock;
     /* Signalled when slots became free, and at stop */
     QemuCond free_cond;
-    /* Signalled when slots are queued, when all slots are free, and at stop */
+    /* Signalled when slots are queued or given back, and at stop */
     QemuCond queue_cond;
+    /* Consumers who wait */
+    unsigned int consumers;
+    /* How often slots were given back */
+    uint64_t num_given;
     bool stopped;
 
     /* Stack of free slots */
@@ -133,9 +142,12 @@ PageBuffer *page_buffer_new(size_t size, size_t slot_size, Error **errp)
         return NULL;
     }
 
-    /* Low slots are used first */
+    /* Low slots are used first, and runs of them are in order */
     for (i = 0; i < pb->num_slots; i++) {
-        pb->free[i] = pb->num_slots - 1 - i;
+        size_t run = QEMU_ALIGN_DOWN(i, RUN_SLOTS);
+        size_t end = MIN(run + RUN_SLOTS, pb->num_slots);
+
+        pb->free[pb->num_slots - end + i - run] = i;
     }
     pb->num_free = pb->min_free = pb->num_slots;
     page_buffer_warm(pb);
@@ -180,8 +192,11 @@ static void page_buffer_push_free(PageBuffer *pb, uint32_t slot)
 /* To be called when slots were freed */
 static void page_buffer_signal_free(PageBuffer *pb)
 {
-    qemu_cond_broadcast(&pb->free_cond);
-    if (pb->num_free == pb->num_slots) {
+    pb->num_given++;
+    if (pb->waiters) {
+        qemu_cond_broadcast(&pb->free_cond);
+    }
+    if (pb->consumers) {
         qemu_cond_broadcast(&pb->queue_cond);
     }
 }
@@ -279,14 +294,19 @@ void page_buffer_queue(PageBuffer *pb, const uint32_t *slots, size_t n)
 }
 
 size_t page_buffer_dequeue(PageBuffer *pb, uint32_t *slots, size_t max,
-                           bool wait)
+                           PageBufferWait wait)
 {
+    uint64_t given;
     size_t i, n;
     QEMU_LOCK_GUARD(&pb->lock);
 
-    while (wait && !pb->stopped && !pb->num_queued &&
-           pb->num_free < pb->num_slots) {
+    given = pb->num_given;
+    while (wait != PAGE_BUFFER_NO_WAIT && !pb->stopped && !pb->num_queued &&
+           pb->num_free < pb->num_slots &&
+           (wait == PAGE_BUFFER_WAIT || pb->num_given == given)) {
+        pb->consumers++;
         qemu_cond_wait(&pb->queue_cond, &pb->lock);
+        pb->consumers--;
     }
     if (pb->stopped) {
         return 0;
@@ -306,6 +326,9 @@ void page_buffer_warm(PageBuffer *pb)
     size_t want = MIN(page_buffer_peak(pb) + WARM_SIZE / pb->slot_size,
                       pb->num_slots);
 
+    if (qatomic_xchg(&pb->warming, true)) {
+        return;
+    }
     if (pb->num_warm < want) {
         /* If the host cannot, it allocates when the slots are filled */
         qemu_madvise(pb->data + pb->num_warm * pb->slot_size,
@@ -313,6 +336,7 @@ void page_buffer_warm(PageBuffer *pb)
                      QEMU_MADV_POPULATE_WRITE);
         pb->num_warm = want;
     }
+    qatomic_store_release(&pb->warming, false);
 }
 
 void page_buffer_stop(PageBuffer *pb)

@@ -48,6 +48,9 @@ void page_buffer_free(PageBuffer *pb);
 /**
  * page_buffer_take: take slots, wait for the first ones
  *
+ * What is taken at a time is in order, as far as can be: then slots of pages
+ * that follow one another do so as well.
+ *
  * More than @min slots are given only while an eighth of the buffer is left,
  * and the last 32nd only to who is urgent.
  *
@@ -97,24 +100,31 @@ void *page_buffer_data(PageBuffer *pb, uint32_t slot);
  */
 void page_buffer_queue(PageBuffer *pb, const uint32_t *slots, size_t n);
 
+/* What page_buffer_dequeue() waits for if nothing is queued */
+typedef enum PageBufferWait {
+    PAGE_BUFFER_NO_WAIT,
+    /* Until something is, or no slot is out that may be */
+    PAGE_BUFFER_WAIT,
+    /* The same, but no longer than until slots have been given back */
+    PAGE_BUFFER_WAIT_GIVEN,
+} PageBufferWait;
+
 /**
  * page_buffer_dequeue: take queued slots out, the oldest first
  *
  * @slots: filled with up to @max slots
- * @wait: if nothing is queued, wait as long as a slot is out that may be
- *        queued
  *
- * Returns: the number of slots; 0 if nothing is queued and, with @wait, all
- * slots are free; 0 after page_buffer_stop()
+ * Returns: the number of slots; 0 if nothing is queued, and after
+ * page_buffer_stop()
  */
 size_t page_buffer_dequeue(PageBuffer *pb, uint32_t *slots, size_t max,
-                           bool wait);
+                           PageBufferWait wait);
 
 /**
  * page_buffer_warm: have the host allocate what will be filled next
  *
- * So that it need not while a producer fills it.  For the consumer to call now
- * and then: at most 16 MiB at a time.
+ * So that it need not while a producer fills it.  For consumers to call now and
+ * then: at most 16 MiB at a time.
  */
 void page_buffer_warm(PageBuffer *pb);
 

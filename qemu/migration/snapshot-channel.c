@@ -93,6 +93,15 @@ static ssize_t snapshot_channel_writev(QIOChannel *ioc,
     return -1;
 }
 
+/* Only files can, and they need no waiting */
+static ssize_t snapshot_channel_pwritev(QIOChannel *ioc,
+                                        const struct iovec *iov, size_t niov,
+                                        off_t offset, Error **errp)
+{
+    return qio_channel_pwritev(SNAPSHOT_CHANNEL(ioc)->inner, iov, niov, offset,
+                               errp);
+}
+
 static ssize_t snapshot_channel_readv(QIOChannel *ioc, const struct iovec *iov,
                                       size_t niov, int **fds, size_t *nfds,
                                       int flags, Error **errp)
@@ -247,6 +256,7 @@ static void snapshot_channel_class_init(ObjectClass *klass, void *data)
     QIOChannelClass *ioc_klass = QIO_CHANNEL_CLASS(klass);
 
     ioc_klass->io_writev = snapshot_channel_writev;
+    ioc_klass->io_pwritev = snapshot_channel_pwritev;
     ioc_klass->io_readv = snapshot_channel_readv;
     ioc_klass->io_set_blocking = snapshot_channel_set_blocking;
     ioc_klass->io_seek = snapshot_channel_seek;

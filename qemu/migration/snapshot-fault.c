@@ -184,7 +184,7 @@ static void save_for_write(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
         size_t wanted = (w.end - w.first) * b->unit_pages;
         int64_t now_us = g_get_monotonic_time();
         bool waited = false;
-        size_t n, saved;
+        size_t n, used, saved;
 
         if (patience->urgent && now_us >= patience->deadline_us) {
             fail_impatient(s, patience);
@@ -213,8 +213,9 @@ static void save_for_write(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
 
         shrink_window(b, &w, unit, end, n);
         saved = w.keep == KEEP_ZERO
-            ? snapshot_ram_save_zero(s, b, w.first, &w.end, slots, n)
-            : snapshot_ram_save_units(s, b, w.first, w.end, slots, n);
+            ? snapshot_ram_save_zero(s, b, w.first, &w.end, slots, n, &used)
+            : snapshot_ram_save_units(s, b, w.first, w.end, slots, &used);
+        snapshot_ram_queue(s, slots, used, n);
         stat64_add(&s->fault_pages, saved);
         if (!saved && (w.keep == KEEP_FIRST || w.keep == KEEP_END)) {
             /* Somebody else is at it between us and the island */

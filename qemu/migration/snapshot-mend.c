@@ -54,13 +54,16 @@ static bool save_rest(SnapshotRAM *s, SnapshotBlock *b, size_t first,
         size_t n = page_buffer_try_take(s->buffer, s->mend_slots,
                                         b->unit_pages,
                                         (last - unit) * b->unit_pages, leave);
+        size_t used;
 
         if (!n) {
             return false;
         }
         last = unit + n / b->unit_pages;
         stat64_add(&s->scan_pages,
-                   snapshot_ram_save_units(s, b, unit, last, s->mend_slots, n));
+                   snapshot_ram_save_units(s, b, unit, last, s->mend_slots,
+                                           &used));
+        snapshot_ram_queue(s, s->mend_slots, used, n);
         *saved = true;
         unit = last;
     }

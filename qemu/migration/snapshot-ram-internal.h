@@ -24,7 +24,7 @@
 #include "snapshot-ram.h"
 
 /* The most that one thread saves at a time: a huge page of 2 MiB */
-#define MAX_PAGES 512
+#define MAX_PAGES SNAPSHOT_RAM_MAX_NEXT
 
 /* The most that one thread saves at a time of pages that do not exist */
 #define ZERO_SIZE (64 * MiB)
@@ -85,10 +85,17 @@ struct SnapshotRAM {
     /* The first so many of them are armed, if they are writable */
     size_t num_armed;
 
-    /* The scanner's own */
+    /* Protects how far the scanner is; taken before the buffer's lock */
+    QemuMutex scan_lock;
+    /* Read without the lock as well */
     size_t scan_block;
     size_t scan_unit;
-    uint32_t scan_slots[MAX_PAGES];
+    /*
+     * How many bytes have been handed out that its bandwidth had not made up
+     * for at debt_us, by g_get_monotonic_time()
+     */
+    double debt;
+    int64_t debt_us;
 
     /* The mender's own */
     size_t mend_block;
@@ -180,15 +187,16 @@ void snapshot_ram_fail(SnapshotRAM *s, const char *failure);
 /**
  * snapshot_ram_save_units: the one door
  *
- * Of the units from @first to @end, claim those that nobody has, copy, release
- * and queue them.  There are slots for all; those that are not used are given
- * back.
+ * Of the units from @first to @end, claim those that nobody has, copy and
+ * release them.  There are slots for all.
+ *
+ * @num_used: is set to how many of the slots hold pages now
  *
  * Returns: the number of pages saved
  */
 size_t snapshot_ram_save_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                                size_t end, const uint32_t *slots,
-                               size_t num_slots);
+                               size_t *num_used);
 
 /**
  * snapshot_ram_save_zero: the same for units that are known to be zeroes
@@ -201,17 +209,26 @@ size_t snapshot_ram_save_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
  */
 size_t snapshot_ram_save_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                               size_t *end, const uint32_t *slots,
-                              size_t num_slots);
+                              size_t num_slots, size_t *num_used);
+
+/* Queue the first @num_used of the slots, and give the others back */
+void snapshot_ram_queue(SnapshotRAM *s, const uint32_t *slots, size_t num_used,
+                        size_t num_slots);
 
 /**
  * snapshot_ram_scan: save a run of pages that nobody has written yet
  *
- * The scanner's step.  Never waits.
+ * The scanner's step.  Any number of threads.  Never waits.
  *
- * Returns: true if a run was queued; false if all pages are claimed or there
- * is no room in the buffer
+ * @pages: filled with the run, for snapshot_ram_written()
+ * @num_pages: set to how many, which may be 0
+ *
+ * Returns: false if all pages are claimed or there is no room in the buffer,
+ * or it is too early
  */
-bool snapshot_ram_scan(SnapshotRAM *s);
+bool snapshot_ram_scan(SnapshotRAM *s,
+                       SnapshotPage pages[static SNAPSHOT_RAM_MAX_NEXT],
+                       size_t *num_pages);
 
 /**
  * snapshot_ram_queued: take pages that are queued, the oldest first
@@ -221,8 +238,9 @@ bool snapshot_ram_scan(SnapshotRAM *s);
  *
  * Returns: how many
  */
-size_t snapshot_ram_queued(SnapshotRAM *s, SnapshotPage *pages, size_t max,
-                           bool wait);
+size_t snapshot_ram_queued(SnapshotRAM *s,
+                           SnapshotPage pages[static SNAPSHOT_RAM_MAX_NEXT],
+                           PageBufferWait wait);
 
 /* Returns: whether the scanner has seen all pages */
 bool snapshot_ram_scan_done(SnapshotRAM *s);

@@ -32,6 +32,7 @@ SnapshotRAM *snapshot_ram_new(const SnapshotRAMConfig *config, Error **errp)
         /* Would take too long to save */
         s->huge_size = 0;
     }
+    qemu_mutex_init(&s->scan_lock);
     qemu_mutex_init(&s->lock);
     qemu_cond_init(&s->released_cond);
     qemu_event_init(&s->mend_event, false);
@@ -76,6 +77,7 @@ void snapshot_ram_free(SnapshotRAM *s)
     qemu_event_destroy(&s->mend_event);
     qemu_cond_destroy(&s->released_cond);
     qemu_mutex_destroy(&s->lock);
+    qemu_mutex_destroy(&s->scan_lock);
     g_free(s);
 }
 
@@ -150,6 +152,17 @@ bool snapshot_ram_add_block(SnapshotRAM *s, const SnapshotBlockInfo *block,
         b->failed = bitmap_new(b->num_huge);
     }
     return true;
+}
+
+void snapshot_ram_for_each_owner(SnapshotRAM *s,
+                                 void (*fn)(void *owner, void *opaque),
+                                 void *opaque)
+{
+    size_t i;
+
+    for (i = 0; i < s->num_blocks; i++) {
+        fn(s->blocks[i].owner, opaque);
+    }
 }
 
 void snapshot_ram_stop(SnapshotRAM *s)

@@ -81,6 +81,11 @@ typedef struct SnapshotRAMConfig {
      */
     bool (*urgent)(void);
     int urgent_limit_ms;
+    /*
+     * How many bytes of data to hand out in a second, as long as guest writes
+     * do not ask for more; 0: as many as can be.  Any thread.  NULL: the same.
+     */
+    uint64_t (*bandwidth)(void);
 } SnapshotRAMConfig;
 
 /* Returns: an empty table, or NULL with @errp set */
@@ -105,6 +110,11 @@ bool snapshot_ram_check_page_size(size_t host_page_size, size_t page_size,
  */
 bool snapshot_ram_add_block(SnapshotRAM *s, const SnapshotBlockInfo *block,
                             Error **errp);
+
+/* Call a function for the owner of each block */
+void snapshot_ram_for_each_owner(SnapshotRAM *s,
+                                 void (*fn)(void *owner, void *opaque),
+                                 void *opaque);
 
 /**
  * snapshot_ram_set_trap: get the blocks ready to be armed
@@ -171,7 +181,7 @@ size_t snapshot_ram_mend_rest(SnapshotRAM *s);
 void snapshot_ram_inherit(SnapshotRAM *s, const SnapshotRAM *from);
 
 /* The most that snapshot_ram_next() hands out at a time */
-#define SNAPSHOT_RAM_MAX_NEXT 256
+#define SNAPSHOT_RAM_MAX_NEXT 512
 
 /* A page to write to the image, or several that are all zeroes */
 typedef struct SnapshotPage {
@@ -191,14 +201,16 @@ typedef struct SnapshotPage {
  * snapshot_ram_next: what to write to the image next
  *
  * First what was saved for guest writes, for that is in the buffer; else what
- * the scanner saves then; else waits for those who are at it.  One thread at a
- * time.
+ * the scanner saves then; else waits for those who are at it.  Any number of
+ * threads.
  *
- * @pages: filled with up to @max; each @data stays until snapshot_ram_written()
+ * @pages: is filled, pages that follow one another in order as far as can be;
+ *         each @data stays until snapshot_ram_written()
  *
  * Returns: how many; 0 if all is saved, or after snapshot_ram_stop()
  */
-size_t snapshot_ram_next(SnapshotRAM *s, SnapshotPage *pages, size_t max);
+size_t snapshot_ram_next(SnapshotRAM *s,
+                         SnapshotPage pages[static SNAPSHOT_RAM_MAX_NEXT]);
 
 /* What snapshot_ram_next() has handed out is written, or lost */
 void snapshot_ram_written(SnapshotRAM *s, const SnapshotPage *pages, size_t n);

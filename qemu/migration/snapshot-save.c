@@ -153,7 +153,7 @@ static void release_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
 
 size_t snapshot_ram_save_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                                size_t end, const uint32_t *slots,
-                               size_t num_slots)
+                               size_t *num_used)
 {
     size_t unit = first, run = first, used = 0, pages = 0;
 
@@ -186,15 +186,13 @@ size_t snapshot_ram_save_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     if (run < end) {
         release_units(s, b, run, end);
     }
-
-    page_buffer_queue(s->buffer, slots, used);
-    page_buffer_give(s->buffer, slots + used, num_slots - used);
+    *num_used = used;
     return pages;
 }
 
 size_t snapshot_ram_save_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                               size_t *end, const uint32_t *slots,
-                              size_t num_slots)
+                              size_t num_slots, size_t *num_used)
 {
     size_t unit = first, run = first, used = 0, pages = 0;
 
@@ -226,8 +224,14 @@ size_t snapshot_ram_save_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
         release_units(s, b, run, unit);
     }
     stat64_add(&s->untouched_pages, pages);
-    page_buffer_queue(s->buffer, slots, used);
-    page_buffer_give(s->buffer, slots + used, num_slots - used);
+    *num_used = used;
     *end = unit;
     return pages;
+}
+
+void snapshot_ram_queue(SnapshotRAM *s, const uint32_t *slots, size_t num_used,
+                        size_t num_slots)
+{
+    page_buffer_queue(s->buffer, slots, num_used);
+    page_buffer_give(s->buffer, slots + num_used, num_slots - num_used);
 }

@@ -6,93 +6,103 @@
  * Copyright (c) 2026 the background-snapshot authors
  */
 #include "qemu/osdep.h"
+#include "qemu/lockable.h"
 #include "snapshot-ram-internal.h"
+
+/* How much the scanner may be behind its bandwidth and still make up for it */
+#define MAX_LAG_US 100000
+
+/* While it must pause, guest writes' pages are looked for this often */
+#define PAUSE_US 5000
+
+/* What one thread has chosen to save, with slots for it */
+typedef struct Run {
+    SnapshotBlock *block;
+    size_t first;
+    size_t end;
+    /* Nothing of it exists */
+    bool zero;
+    size_t num_slots;
+    uint32_t slots[MAX_PAGES];
+} Run;
 
 bool snapshot_ram_scan_done(SnapshotRAM *s)
 {
-    return s->scan_block == s->num_blocks;
+    return qatomic_read(&s->scan_block) == s->num_blocks;
 }
 
-/* Save what does not exist, in one piece.  Returns false if there is none. */
-static bool scan_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
-                      bool *room)
+/* Choose what does not exist, in one piece.  Returns false if there is none. */
+static bool choose_zero(SnapshotRAM *s, Run *run)
 {
+    SnapshotBlock *b = run->block;
     size_t max = MIN(ZERO_SLOTS, page_buffer_num_slots(s->buffer));
-    size_t zero = ram_source_zero_units(&b->source, first);
-    size_t end = first + MIN(zero, ZERO_SIZE / b->unit_size);
-    size_t n;
+    size_t zero = ram_source_zero_units(&b->source, run->first);
 
     if (zero < 2 || max < b->unit_pages) {
         return false;
     }
-    n = page_buffer_try_take(s->buffer, s->scan_slots, b->unit_pages, max,
-                             page_buffer_num_slots(s->buffer) / 2);
-    *room = n > 0;
-    if (n) {
-        stat64_add(&s->scan_pages,
-                   snapshot_ram_save_zero(s, b, first, &end, s->scan_slots, n));
-        s->scan_unit = end;
-    }
+    run->zero = true;
+    run->end = run->first + MIN(zero, ZERO_SIZE / b->unit_size);
+    run->num_slots = page_buffer_try_take(s->buffer, run->slots, b->unit_pages,
+                                          max,
+                                          page_buffer_num_slots(s->buffer) / 2);
     return true;
 }
 
-bool snapshot_ram_scan(SnapshotRAM *s)
+/* Choose up to where the next huge page may begin */
+static void choose_data(SnapshotRAM *s, Run *run)
 {
+    SnapshotBlock *b = run->block;
     size_t leave = page_buffer_num_slots(s->buffer) / 2;
+    size_t range = huge_range(s, b, run->first);
+    size_t end = b->num_huge ? huge_end(s, b, range)
+                             : MIN(run->first + MAX_PAGES / b->unit_pages,
+                                   b->num_units);
+    size_t min = b->unit_pages;
 
-    while (!snapshot_ram_scan_done(s)) {
-        SnapshotBlock *b = &s->blocks[s->scan_block];
-        size_t first, end, range, min, n;
-        bool room = true;
+    /* Somebody may claim the first meanwhile, and does its saving then */
+    end = find_next_bit(b->claimed, end, run->first + 1);
 
-        first = find_next_zero_bit(b->claimed, b->num_units, s->scan_unit);
-        if (first == b->num_units) {
-            s->scan_block++;
-            s->scan_unit = 0;
+    /* One that nobody has split is saved as a whole, or later */
+    if (b->num_huge && test_bit(range, b->huge) &&
+        run->first == huge_first(s, b, range) && end == huge_end(s, b, range) &&
+        (end - run->first) * b->unit_pages <= leave) {
+        min = (end - run->first) * b->unit_pages;
+    }
+    run->num_slots = page_buffer_try_take(s->buffer, run->slots, min,
+                                          (end - run->first) * b->unit_pages,
+                                          leave);
+    run->end = run->first + run->num_slots / b->unit_pages;
+}
+
+/* Returns false if there is no room, or nothing is left */
+static bool choose_run(SnapshotRAM *s, Run *run)
+{
+    QEMU_LOCK_GUARD(&s->scan_lock);
+
+    run->zero = false;
+    for (; s->scan_block < s->num_blocks; s->scan_unit = 0) {
+        run->block = &s->blocks[s->scan_block];
+        run->first = find_next_zero_bit(run->block->claimed,
+                                        run->block->num_units, s->scan_unit);
+        if (run->first == run->block->num_units) {
+            qatomic_set(&s->scan_block, s->scan_block + 1);
             continue;
         }
-        if (scan_zero(s, b, first, &room)) {
-            return room;
+        if (!choose_zero(s, run)) {
+            choose_data(s, run);
         }
-
-        /* Up to where the next huge page may begin */
-        range = huge_range(s, b, first);
-        end = b->num_huge ? huge_end(s, b, range)
-                          : MIN(first + MAX_PAGES / b->unit_pages,
-                                b->num_units);
-        /* Somebody may claim @first meanwhile, and does its saving then */
-        end = find_next_bit(b->claimed, end, first + 1);
-
-        /* One that nobody has split is saved as a whole, or later */
-        min = b->unit_pages;
-        if (b->num_huge && test_bit(range, b->huge) &&
-            first == huge_first(s, b, range) &&
-            end == huge_end(s, b, range) &&
-            (end - first) * b->unit_pages <= leave) {
-            min = (end - first) * b->unit_pages;
-        }
-        n = page_buffer_try_take(s->buffer, s->scan_slots, min,
-                                 (end - first) * b->unit_pages, leave);
-        if (!n) {
-            return false;
-        }
-        end = first + n / b->unit_pages;
-        stat64_add(&s->scan_pages,
-                   snapshot_ram_save_units(s, b, first, end, s->scan_slots, n));
-        s->scan_unit = end;
-        return true;
+        s->scan_unit = run->num_slots ? run->end : run->first;
+        return run->num_slots;
     }
     return false;
 }
 
-size_t snapshot_ram_queued(SnapshotRAM *s, SnapshotPage *pages, size_t max,
-                           bool wait)
+static void fill_pages(SnapshotRAM *s, SnapshotPage *pages,
+                       const uint32_t *slots, size_t n)
 {
-    uint32_t slots[SNAPSHOT_RAM_MAX_NEXT];
-    size_t i, n;
+    size_t i;
 
-    n = page_buffer_dequeue(s->buffer, slots, MIN(max, ARRAY_SIZE(slots)),
-                            wait);
     for (i = 0; i < n; i++) {
         PageBufferEntry *entry = page_buffer_entry(s->buffer, slots[i]);
 
@@ -105,25 +115,96 @@ size_t snapshot_ram_queued(SnapshotRAM *s, SnapshotPage *pages, size_t max,
             .slot = slots[i],
         };
     }
+}
+
+bool snapshot_ram_scan(SnapshotRAM *s,
+                       SnapshotPage pages[static SNAPSHOT_RAM_MAX_NEXT],
+                       size_t *num_pages)
+{
+    Run run;
+    size_t used, saved, end;
+
+    if (!choose_run(s, &run)) {
+        return false;
+    }
+    end = run.end;
+    saved = run.zero
+        ? snapshot_ram_save_zero(s, run.block, run.first, &end, run.slots,
+                                 run.num_slots, &used)
+        : snapshot_ram_save_units(s, run.block, run.first, end, run.slots,
+                                  &used);
+    if (end < run.end) {
+        /* There were not slots enough */
+        QEMU_LOCK_GUARD(&s->scan_lock);
+        qatomic_set(&s->scan_block, run.block - s->blocks);
+        s->scan_unit = end;
+    }
+    stat64_add(&s->scan_pages, saved);
+    fill_pages(s, pages, run.slots, used);
+    page_buffer_give(s->buffer, run.slots + used, run.num_slots - used);
+    *num_pages = used;
+    return true;
+}
+
+size_t snapshot_ram_queued(SnapshotRAM *s,
+                           SnapshotPage pages[static SNAPSHOT_RAM_MAX_NEXT],
+                           PageBufferWait wait)
+{
+    uint32_t slots[SNAPSHOT_RAM_MAX_NEXT];
+    size_t n;
+
+    n = page_buffer_dequeue(s->buffer, slots, ARRAY_SIZE(slots), wait);
+    fill_pages(s, pages, slots, n);
     return n;
 }
 
-size_t snapshot_ram_next(SnapshotRAM *s, SnapshotPage *pages, size_t max)
+/* Must the scanner pause, for its bandwidth?  That may be another by now. */
+static bool must_pause(SnapshotRAM *s)
 {
-    size_t n;
+    double bandwidth = s->config.bandwidth ? s->config.bandwidth() : 0;
+    int64_t now_us = g_get_monotonic_time();
+    QEMU_LOCK_GUARD(&s->scan_lock);
 
+    s->debt -= bandwidth * (now_us - s->debt_us) / G_USEC_PER_SEC;
+    s->debt = bandwidth ? MAX(s->debt, -bandwidth * MAX_LAG_US / G_USEC_PER_SEC)
+                        : 0;
+    s->debt_us = now_us;
+    return s->debt > 0;
+}
+
+static void add_debt(SnapshotRAM *s, const SnapshotPage *pages, size_t n)
+{
+    size_t i;
+    QEMU_LOCK_GUARD(&s->scan_lock);
+
+    for (i = 0; i < n; i++) {
+        s->debt += pages[i].data ? s->page_size : 0;
+    }
+}
+
+size_t snapshot_ram_next(SnapshotRAM *s,
+                         SnapshotPage pages[static SNAPSHOT_RAM_MAX_NEXT])
+{
     while (!qatomic_read(&s->stopped)) {
+        bool done = snapshot_ram_scan_done(s);
+        size_t n;
+
         page_buffer_warm(s->buffer);
-        n = snapshot_ram_queued(s, pages, max, false);
-        if (n) {
-            return n;
-        }
-        if (snapshot_ram_scan(s)) {
+        n = snapshot_ram_queued(s, pages, PAGE_BUFFER_NO_WAIT);
+        if (!n && !done && must_pause(s)) {
+            g_usleep(PAUSE_US);
             continue;
         }
-        n = snapshot_ram_queued(s, pages, max, true);
-        if (n || snapshot_ram_scan_done(s)) {
+        if (!n && (done || !snapshot_ram_scan(s, pages, &n))) {
+            n = snapshot_ram_queued(s, pages, done ? PAGE_BUFFER_WAIT
+                                                   : PAGE_BUFFER_WAIT_GIVEN);
+        }
+        if (n) {
+            add_debt(s, pages, n);
             return n;
+        }
+        if (done) {
+            return 0;
         }
     }
     return 0;

@@ -133,8 +133,7 @@ static void check_page(TestRAM *t, TestBlock *b, uint64_t offset,
     t->saved++;
 }
 
-/* Check @n pages that were taken out, and give them back.  Returns @n. */
-static size_t check_pages(TestRAM *t, const SnapshotPage *pages, size_t n)
+size_t test_ram_take(TestRAM *t, const SnapshotPage *pages, size_t n)
 {
     uint64_t page;
     size_t i;
@@ -151,18 +150,45 @@ static size_t check_pages(TestRAM *t, const SnapshotPage *pages, size_t n)
 
 size_t test_ram_drain(TestRAM *t)
 {
-    SnapshotPage pages[64];
+    uint32_t slots[64];
+    SnapshotPage pages[ARRAY_SIZE(slots)];
+    size_t i, n = page_buffer_dequeue(t->buffer, slots, ARRAY_SIZE(slots),
+                                      PAGE_BUFFER_NO_WAIT);
 
-    return check_pages(t, pages, snapshot_ram_queued(t->ram, pages,
-                                                     ARRAY_SIZE(pages), false));
+    for (i = 0; i < n; i++) {
+        PageBufferEntry *entry = page_buffer_entry(t->buffer, slots[i]);
+
+        pages[i] = (SnapshotPage) {
+            .owner = entry->owner,
+            .offset = entry->offset,
+            .data = entry->zero_pages ? NULL
+                                      : page_buffer_data(t->buffer, slots[i]),
+            .num_pages = MAX(1, entry->zero_pages),
+            .slot = slots[i],
+        };
+    }
+    return test_ram_take(t, pages, n);
+}
+
+bool test_ram_scan(TestRAM *t)
+{
+    SnapshotPage pages[SNAPSHOT_RAM_MAX_NEXT];
+    size_t i, n;
+
+    if (!snapshot_ram_scan(t->ram, pages, &n)) {
+        return false;
+    }
+    for (i = 0; i < n; i++) {
+        page_buffer_queue(t->buffer, &pages[i].slot, 1);
+    }
+    return true;
 }
 
 bool test_ram_next(TestRAM *t)
 {
-    SnapshotPage pages[64];
+    SnapshotPage pages[SNAPSHOT_RAM_MAX_NEXT];
 
-    return check_pages(t, pages, snapshot_ram_next(t->ram, pages,
-                                                   ARRAY_SIZE(pages)));
+    return test_ram_take(t, pages, snapshot_ram_next(t->ram, pages));
 }
 
 void test_ram_save(TestRAM *t, int pause_us)

@@ -70,11 +70,21 @@ TestBlock *test_ram_add_like(TestRAM *t, uint8_t *host, size_t num_pages,
 void test_ram_arm(TestRAM *t, const WriteTrapOps *trap);
 
 /**
+ * test_ram_take: check @n pages that were handed out, and give them back
+ *
+ * Returns: @n
+ */
+size_t test_ram_take(TestRAM *t, const SnapshotPage *pages, size_t n);
+
+/**
  * test_ram_drain: take pages that are queued out of the buffer and check them
  *
  * Returns: how many slots they took; 0 if none is queued
  */
 size_t test_ram_drain(TestRAM *t);
+
+/* Have the scanner save a run and queue it.  Returns: whether it has. */
+bool test_ram_scan(TestRAM *t);
 
 /**
  * test_ram_next: take pages as who writes the image does, and check them

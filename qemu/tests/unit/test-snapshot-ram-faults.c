@@ -119,7 +119,7 @@ static void child_scan(void)
 {
     take_snapshot();
     lose(0);
-    snapshot_ram_scan(ram->ram);
+    test_ram_scan(ram);
 }
 
 static void child_fine(void)

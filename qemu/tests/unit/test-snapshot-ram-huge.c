@@ -147,11 +147,11 @@ static void test_scan(const void *ops)
         return;
     }
     for (left = s.num_huge; left; left--) {
-        g_assert_true(snapshot_ram_scan(s.t->ram));
-        g_assert_false(snapshot_ram_scan(s.t->ram));
+        g_assert_true(test_ram_scan(s.t));
+        g_assert_false(test_ram_scan(s.t));
         /* A little room is not enough for it */
         g_assert_cmpuint(test_ram_drain(s.t), ==, 64);
-        g_assert_cmpint(snapshot_ram_scan(s.t->ram), ==, false);
+        g_assert_cmpint(test_ram_scan(s.t), ==, false);
         while (test_ram_drain(s.t)) {
             ;
         }

@@ -101,7 +101,7 @@ static void test_claims(void)
     assert_waits(one);
     /* The scanner goes by */
     fake_trap.before_release = NULL;
-    while (snapshot_ram_scan(t->ram)) {
+    while (test_ram_scan(t)) {
         ;
     }
     assert_waits(other);
@@ -221,7 +221,8 @@ static void *trickle_thread(void *opaque)
     uint32_t slot;
 
     while (!qatomic_read(&trickle->stop)) {
-        if (page_buffer_dequeue(trickle->t->buffer, &slot, 1, false)) {
+        if (page_buffer_dequeue(trickle->t->buffer, &slot, 1,
+                                PAGE_BUFFER_NO_WAIT)) {
             page_buffer_give(trickle->t->buffer, &slot, 1);
         }
         g_usleep(10 * 1000);

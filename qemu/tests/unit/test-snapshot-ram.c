@@ -48,15 +48,15 @@ static void test_scan(void)
     g_assert_cmpuint(fake_trap.num_armed, ==, 1000);
 
     /* It leaves half of the buffer to others */
-    g_assert_true(snapshot_ram_scan(t->ram));
-    g_assert_false(snapshot_ram_scan(t->ram));
+    g_assert_true(test_ram_scan(t));
+    g_assert_false(test_ram_scan(t));
     g_assert_false(snapshot_ram_scan_done(t->ram));
     g_assert_cmpuint(page_buffer_peak(t->buffer), ==, 32);
     g_assert_cmpint(fake_trap.releases, ==, 1);
 
     test_ram_save(t, 0);
     g_assert_true(snapshot_ram_scan_done(t->ram));
-    g_assert_false(snapshot_ram_scan(t->ram));
+    g_assert_false(test_ram_scan(t));
     test_ram_check(t);
     g_assert_cmpuint(fake_trap.num_armed, ==, 0);
     g_assert_cmpuint(fake_trap.twice, ==, 0);
@@ -272,7 +272,7 @@ static void test_huge(void)
     assert_released(b, 512, 512);
     g_assert_cmpuint(test_ram_stats(t).fault_pages, ==, 512);
     /* The scanner cannot have it before the buffer is empty */
-    g_assert_false(snapshot_ram_scan(t->ram));
+    g_assert_false(test_ram_scan(t));
     while (test_ram_drain(t)) {
         ;
     }

@@ -19,9 +19,8 @@
 static void test_capabilities(void)
 {
     static const char *const others[] = {
-        "auto-converge", "dirty-bitmaps", "mapped-ram", "multifd",
-        "pause-before-switchover", "return-path", "validate-uuid",
-        "x-ignore-shared", "xbzrle",
+        "auto-converge", "dirty-bitmaps", "pause-before-switchover",
+        "return-path", "validate-uuid", "x-ignore-shared", "xbzrle",
     };
     QTestState *from, *to;
     size_t i, j;

@@ -63,6 +63,27 @@ static void test_repeated(void)
     snapshot_restore_and_finish(from, to);
 }
 
+/*
+ * A limit on the bandwidth holds for what nobody waits for: the guest writes
+ * all its memory meanwhile.  And it can be lifted.
+ */
+static void test_bandwidth(void)
+{
+    QTestState *from, *to;
+
+    if (!snapshot_start_running(&from, &to)) {
+        return;
+    }
+    snapshot_set_buffer_size(from, SNAPSHOT_LARGE_BUFFER);
+    migrate_set_parameter_int(from, "max-bandwidth", 1);
+    snapshot_begin(from, snapshot_image_uri);
+    snapshot_wait_for_sweeps(from, 3);
+    snapshot_assert_active(from);
+    migrate_set_parameter_int(from, "max-bandwidth", 0);
+    wait_for_migration_complete(from);
+    snapshot_restore_and_finish(from, to);
+}
+
 /* The first byte of each page */
 static uint8_t *read_guest(QTestState *who)
 {
@@ -369,6 +390,8 @@ void migration_test_add_background_snapshot(MigrationTestEnv *env)
                        test_moment_small_buffer);
     migration_test_add("/migration/background-snapshot/repeated",
                        test_repeated);
+    migration_test_add("/migration/background-snapshot/bandwidth",
+                       test_bandwidth);
     migration_test_add("/migration/background-snapshot/paused", test_paused);
     migration_test_add("/migration/background-snapshot/paused-autostart",
                        test_paused_autostart);

@@ -155,6 +155,13 @@ void snapshot_read_sink(int sink, int pause_us)
     close(sink);
 }
 
+void snapshot_assert_active(QTestState *from)
+{
+    g_autofree char *status = migrate_query_status(from);
+
+    g_assert_cmpstr(status, ==, "active");
+}
+
 void snapshot_restore(QTestState *to, const char *status)
 {
     migrate_incoming_qmp(to, snapshot_image_uri, NULL, "{}");

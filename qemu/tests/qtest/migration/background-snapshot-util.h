@@ -56,6 +56,9 @@ int snapshot_open_sink(QTestState *from, bool is_pipe);
 /* Start a snapshot of a VM that is to run, and wait until it runs again */
 void snapshot_begin(QTestState *from, const char *uri);
 
+/* Assert that the snapshot has not ended */
+void snapshot_assert_active(QTestState *from);
+
 /*
  * Start a source that writes, and a snapshot of it to a sink
  *
