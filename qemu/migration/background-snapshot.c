@@ -39,6 +39,9 @@
 /* A guest whose writes are stopped this soon after one another writes fast */
 #define BUSY_NS (100 * SCALE_US)
 
+/* To make a huge page takes the host a millisecond, and some if it is short */
+#define QUIET_NS (10 * SCALE_MS)
+
 /* A guest gives up on itself sooner: Linux warns of a soft lockup after 20 s */
 #define STALL_LIMIT_MS (10 * 1000)
 
@@ -133,6 +136,7 @@ static bool background_snapshot_prepare(Error **errp)
         .detect_zero = migrate_zero_page_detection() !=
                        ZERO_PAGE_DETECTION_NONE,
         .busy_ns = BUSY_NS,
+        .quiet_ns = QUIET_NS,
         .stall_limit_ms = STALL_LIMIT_MS,
         .urgent = bql_locked,
         .urgent_limit_ms = BQL_STALL_LIMIT_MS,

@@ -325,15 +325,20 @@ void page_buffer_warm(PageBuffer *pb)
 {
     size_t want = MIN(page_buffer_peak(pb) + WARM_SIZE / pb->slot_size,
                       pb->num_slots);
+    size_t i;
 
     if (qatomic_xchg(&pb->warming, true)) {
         return;
     }
     if (pb->num_warm < want) {
-        /* If the host cannot, it allocates when the slots are filled */
-        qemu_madvise(pb->data + pb->num_warm * pb->slot_size,
-                     (want - pb->num_warm) * pb->slot_size,
-                     QEMU_MADV_POPULATE_WRITE);
+        /*
+         * One by one: in a system call, it would hold the lock of the process's
+         * mappings for all of them, which faults need.  May be in use by now.
+         */
+        for (i = pb->num_warm * pb->slot_size; i < want * pb->slot_size;
+             i += qemu_real_host_page_size()) {
+            qatomic_or(&pb->data[i], 0);
+        }
         pb->num_warm = want;
     }
     qatomic_store_release(&pb->warming, false);

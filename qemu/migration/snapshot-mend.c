@@ -11,11 +11,15 @@
  * stopped write has split is saved as a whole soon after, and made huge again.
  */
 #include "qemu/osdep.h"
+#include "qemu/timer.h"
 #include "snapshot-ram-internal.h"
 #include "trace.h"
 
 /* When to look again after what cannot be mended yet */
 #define MEND_PAUSE_US 5000
+
+/* What is split is mended after so long even if it is never quiet */
+#define MAX_UNQUIET_NS (5 * NANOSECONDS_PER_SECOND)
 
 /* Does all of a range exist, so that to collapse it takes no new memory? */
 static bool is_whole(SnapshotRAM *s, SnapshotBlock *b, size_t first,
@@ -40,7 +44,10 @@ static bool is_whole(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     return find_next_zero_bit(exist, num, 0) == num;
 }
 
-/* Save what is left of a range.  Returns whether all of it is released. */
+/*
+ * Save what is left of a range, if those are busy writing who would do it.
+ * Returns whether all of it is released.
+ */
 static bool save_rest(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                       size_t end, bool *saved)
 {
@@ -48,6 +55,10 @@ static bool save_rest(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     size_t leave = page_buffer_num_slots(s->buffer) / 4;
     size_t unit = first;
 
+    if (get_clock() - (int64_t)stat64_get(&s->last_next_ns) <
+        s->config.quiet_ns) {
+        return find_next_zero_bit(b->released, end, first) == end;
+    }
     while ((unit = find_next_zero_bit(b->claimed, end, unit)) < end) {
         /* Somebody may claim @unit meanwhile, and does its saving then */
         size_t last = find_next_bit(b->claimed, end, unit + 1);
@@ -71,6 +82,25 @@ static bool save_rest(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     return find_next_zero_bit(b->released, end, first) == end;
 }
 
+/*
+ * Is this the time to have the host make huge pages?  Faults have to wait for
+ * that; but to wait for too long slows the guest down as well.
+ */
+static bool is_quiet(SnapshotRAM *s)
+{
+    int64_t now_ns = get_clock();
+
+    if (qatomic_read(&s->stopped) ||
+        now_ns - (int64_t)stat64_get(&s->last_fault_ns) > s->config.quiet_ns) {
+        s->mend_quiet_ns = now_ns;
+        return true;
+    }
+    if (!s->mend_quiet_ns) {
+        s->mend_quiet_ns = now_ns;
+    }
+    return now_ns - s->mend_quiet_ns > MAX_UNQUIET_NS;
+}
+
 /* Returns true if something was done */
 static bool mend(SnapshotRAM *s, SnapshotBlock *b, size_t range)
 {
@@ -80,6 +110,9 @@ static bool mend(SnapshotRAM *s, SnapshotBlock *b, size_t range)
     int ret;
 
     if (!qatomic_read(&s->stopped) && !save_rest(s, b, first, end, &saved)) {
+        return saved;
+    }
+    if (!is_quiet(s)) {
         return saved;
     }
     clear_bit_atomic(range, b->split);

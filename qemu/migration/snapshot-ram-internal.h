@@ -63,6 +63,8 @@ typedef struct SnapshotBlock {
     unsigned long *huge;
     /* A bit for each that was, and that was released in parts */
     unsigned long *split;
+    /* A bit for each of these whose rest the scanner has not begun to save */
+    unsigned long *rest;
     /* The mender's: a bit for each that could not be made huge again */
     unsigned long *failed;
 } SnapshotBlock;
@@ -102,6 +104,8 @@ struct SnapshotRAM {
     size_t mend_range;
     uint32_t mend_slots[MAX_PAGES];
     bool mending_rest;
+    /* When there were no faults for the last time */
+    int64_t mend_quiet_ns;
     /* Set when a huge page was split, and at stop */
     QemuEvent mend_event;
 
@@ -123,6 +127,8 @@ struct SnapshotRAM {
 
     /* When the last fault was handled */
     Stat64 last_fault_ns;
+    /* When somebody last asked what to write next */
+    Stat64 last_next_ns;
 
     Stat64 faults;
     Stat64 waits;

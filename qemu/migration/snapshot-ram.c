@@ -68,6 +68,7 @@ void snapshot_ram_free(SnapshotRAM *s)
         g_free(b->released);
         g_free(b->huge);
         g_free(b->split);
+        g_free(b->rest);
         g_free(b->failed);
     }
     g_free(s->blocks);
@@ -149,6 +150,7 @@ bool snapshot_ram_add_block(SnapshotRAM *s, const SnapshotBlockInfo *block,
                                    b->huge_host, s->huge_size);
         b->huge = bitmap_new(b->num_huge);
         b->split = bitmap_new(b->num_huge);
+        b->rest = bitmap_new(b->num_huge);
         b->failed = bitmap_new(b->num_huge);
     }
     return true;

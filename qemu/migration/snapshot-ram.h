@@ -68,6 +68,12 @@ typedef struct SnapshotRAMConfig {
      */
     int64_t busy_ns;
     /*
+     * How long there must have been no fault for the host to be asked for huge
+     * pages, and how long nobody who writes the image must have asked for more
+     * for the mender to save what was split
+     */
+    int64_t quiet_ns;
+    /*
      * How long a write, or one call to snapshot_ram_release(), may wait for
      * room in the buffer.  The snapshot fails rather than let it wait longer.
      */

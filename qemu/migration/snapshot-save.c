@@ -109,6 +109,7 @@ static void note_split(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     for (range = huge_range(s, b, first); range <= last; range++) {
         if (test_bit(range, b->huge) && !unit_test(b->split, range) &&
             (first > huge_first(s, b, range) || end < huge_end(s, b, range))) {
+            set_bit_atomic(range, b->rest);
             set_bit_atomic(range, b->split);
             stat64_add(&s->huge_split, 1);
             qemu_event_set(&s->mend_event);

@@ -7,6 +7,7 @@
  */
 #include "qemu/osdep.h"
 #include "qemu/lockable.h"
+#include "qemu/timer.h"
 #include "snapshot-ram-internal.h"
 
 /* How much the scanner may be behind its bandwidth and still make up for it */
@@ -75,12 +76,43 @@ static void choose_data(SnapshotRAM *s, Run *run)
     run->end = run->first + run->num_slots / b->unit_pages;
 }
 
+/*
+ * Choose what is left of a huge page that was split, so that no more writes are
+ * stopped there.  Returns false if there is none.
+ */
+static bool choose_rest(SnapshotRAM *s, Run *run)
+{
+    size_t i, range, end;
+
+    for (i = 0; i < s->num_blocks; i++) {
+        SnapshotBlock *b = run->block = &s->blocks[i];
+
+        while ((range = find_first_bit(b->rest, b->num_huge)) < b->num_huge) {
+            clear_bit_atomic(range, b->rest);
+            end = huge_end(s, b, range);
+            run->first = find_next_zero_bit(b->claimed, end,
+                                            huge_first(s, b, range));
+            if (run->first < end) {
+                choose_data(s, run);
+                if (run->end < end) {
+                    set_bit_atomic(range, b->rest);
+                }
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
 /* Returns false if there is no room, or nothing is left */
 static bool choose_run(SnapshotRAM *s, Run *run)
 {
     QEMU_LOCK_GUARD(&s->scan_lock);
 
     run->zero = false;
+    if (choose_rest(s, run)) {
+        return run->num_slots;
+    }
     for (; s->scan_block < s->num_blocks; s->scan_unit = 0) {
         run->block = &s->blocks[s->scan_block];
         run->first = find_next_zero_bit(run->block->claimed,
@@ -189,6 +221,7 @@ size_t snapshot_ram_next(SnapshotRAM *s,
         bool done = snapshot_ram_scan_done(s);
         size_t n;
 
+        stat64_set(&s->last_next_ns, get_clock());
         page_buffer_warm(s->buffer);
         n = snapshot_ram_queued(s, pages, PAGE_BUFFER_NO_WAIT);
         if (!n && !done && must_pause(s)) {

@@ -200,6 +200,44 @@ static void test_mend(const void *ops)
     end(&s);
 }
 
+/*
+ * While the guest's writes are stopped and the image is being written, the
+ * scanner saves the rest, before all else, and the host is left alone
+ */
+static void test_busy(const void *ops)
+{
+    Snapshot s;
+
+    if (!begin(&s, ops, 2048)) {
+        return;
+    }
+    s.t->ram->config.quiet_ns = INT64_MAX;
+    write_page(&s, 600);
+    wait_split(&s, 1);
+    g_assert_false(snapshot_ram_mend(s.t->ram));
+    g_assert_cmpuint(test_ram_stats(s.t).scan_pages, ==, 0);
+
+    while (test_ram_drain(s.t)) {
+        ;
+    }
+    /* What lies before the write, and what lies behind it */
+    g_assert_true(test_ram_next(s.t));
+    g_assert_true(test_ram_next(s.t));
+    write_page(&s, 520);
+    write_page(&s, 1000);
+    g_assert_cmpuint(test_ram_stats(s.t).faults, ==, 1);
+    g_assert_false(snapshot_ram_mend(s.t->ram));
+    g_assert_cmpuint(count_huge(&s.m), ==, s.num_huge - 1);
+
+    test_ram_save(s.t, 0);
+    test_ram_check(s.t);
+    snapshot_ram_stop(s.t->ram);
+    s.splits = num_splits();
+    g_assert_true(snapshot_ram_mend(s.t->ram));
+    is_mended(&s, s.t->ram);
+    end(&s);
+}
+
 /* Without room in the buffer, it is mended when the scanner has been there */
 static void test_mend_later(const void *ops)
 {
@@ -365,6 +403,7 @@ static const struct {
 } cases[] = {
     { "scan", test_scan },
     { "mend", test_mend },
+    { "busy", test_busy },
     { "mend-later", test_mend_later },
     { "mend-rest", test_mend_rest },
     { "discarded", test_discarded },
