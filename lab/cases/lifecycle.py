@@ -3,11 +3,13 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import time
+from functools import partial
 
 from .. import snapshot
 from ..hardware import Hardware
 from ..scene import Case, Scene
-from ..sink import PipeSink
+from ..sink import FileSink, PipeSink
+from ..slow_disk import SlowDisk
 from ..steps import SLOW_MB_S, begin, expect_active, expect_mappings
 
 
@@ -63,9 +65,25 @@ def iothread_stops(scene: Scene) -> None:
     scene.prove(vm)
 
 
+def reads_in_flight(trap: str, scene: Scene) -> None:
+    """Memory is armed while the VM runs and its disk is being read into it."""
+    with SlowDisk(0.1) as disk:
+        vm = scene.boot(scene.hardware(), *disk.arguments())
+        scene.choose_trap(vm, trap)
+        for _ in range(3):
+            vm.console.run('while dd if=/dev/vda of=/dev/null bs=256k '
+                           'iflag=direct 2>/dev/null; do :; done &')
+        time.sleep(1)
+        for _ in range(5):
+            snapshot.take(vm, FileSink(scene.image()))
+        scene.prove(vm)
+
+
 CASES = [
     Case('running-resumes', running_is_stopped_and_resumed),
     Case('guest-powers-off', guest_powers_off),
     Case('traps-end', traps_end),
     Case('iothread-stops', iothread_stops),
+    *(Case(f'reads-in-flight-{trap}', partial(reads_in_flight, trap))
+      for trap in snapshot.TRAPS),
 ]
