@@ -5,9 +5,10 @@
  *
  * Copyright (c) 2026 the background-snapshot authors
  *
- * The VM stops, its devices are saved to memory, its RAM is write-protected,
- * the VM resumes; then RAM is written to the stream, and the devices' state
- * behind it.  See docs/devel/migration/background-snapshot.rst.
+ * Most RAM is write-protected.  The VM stops, its devices are saved to memory,
+ * the rest of its RAM is protected, the VM resumes; then RAM is written to the
+ * stream, and the devices' state behind it.  See
+ * docs/devel/migration/background-snapshot.rst.
  */
 #include "qemu/osdep.h"
 #include "qapi/error.h"
@@ -15,12 +16,14 @@
 #include "qemu/rcu.h"
 #include "qemu/timer.h"
 #include "qemu/units.h"
+#include "block/block.h"
 #include "exec/memory.h"
 #include "exec/target_page.h"
 #include "io/channel-buffer.h"
 #include "migration/global_state.h"
 #include "migration/misc.h"
 #include "migration/snapshot-hooks.h"
+#include "system/kvm.h"
 #include "system/runstate.h"
 #include "background-snapshot.h"
 #include "memory-room.h"
@@ -62,6 +65,8 @@ static struct {
     SnapshotStage stage;
     /* Whether to resume the VM in the main loop */
     bool resume;
+    /* When the parts of the freeze ended, the first one being its beginning */
+    int64_t freeze_us[4];
     /* Of the last one, once its traps are lifted */
     SnapshotRAMStats stats;
 
@@ -72,7 +77,7 @@ static struct {
     SnapshotRAM *ram;
     uint64_t buffer_size;
 
-    /* The same while traps are armed; for others, who need RCU */
+    /* The same while traps may be armed; for others, who need RCU */
     void *armed;
 } snapshot;
 
@@ -111,6 +116,12 @@ void background_snapshot_cancel(void)
     }
 }
 
+/* What KVM writes of its own accord is told just before vCPUs start, or lost */
+static bool background_snapshot_arms_ahead(void)
+{
+    return !(kvm_enabled() && snapshot.trap->in_thread);
+}
+
 /* Get all ready that can be while the VM runs.  It may take long. */
 static bool background_snapshot_prepare(Error **errp)
 {
@@ -135,6 +146,7 @@ static bool background_snapshot_prepare(Error **errp)
         .free_owner = snapshot_blocks_free,
         .detect_zero = migrate_zero_page_detection() !=
                        ZERO_PAGE_DETECTION_NONE,
+        .arm_ahead = background_snapshot_arms_ahead(),
         .busy_ns = BUSY_NS,
         .quiet_ns = QUIET_NS,
         .stall_limit_ms = STALL_LIMIT_MS,
@@ -143,6 +155,26 @@ static bool background_snapshot_prepare(Error **errp)
         .bandwidth = migrate_snapshot_bandwidth,
     }, errp);
     return snapshot.ram;
+}
+
+/* Arm what can be while the VM runs, and have others tell what they write */
+static bool background_snapshot_arm_ahead(Error **errp)
+{
+    bool arms = background_snapshot_arms_ahead();
+    bool drain = arms && snapshot.trap->in_thread;
+
+    bql_lock();
+    if (drain) {
+        /* A disk may be being read into memory that nobody has told of */
+        bdrv_drain_all_begin();
+    }
+    qatomic_rcu_set(&snapshot.armed, snapshot.ram);
+    if (drain) {
+        bdrv_drain_all_end();
+    }
+    bql_unlock();
+
+    return !arms || snapshot_ram_arm_ahead(snapshot.ram, errp);
 }
 
 /* Arm all write traps.  The VM is stopped. */
@@ -154,7 +186,6 @@ static bool background_snapshot_arm(Error **errp)
     trace_background_snapshot_armed(snapshot.trap->name,
                                     snapshot.buffer_size /
                                     qemu_target_page_size());
-    qatomic_rcu_set(&snapshot.armed, snapshot.ram);
     snapshot_blocks_set(snapshot.ram);
     return true;
 }
@@ -181,10 +212,14 @@ static void background_snapshot_disarm(void)
 static void background_snapshot_resume_bh(void *opaque)
 {
     MigrationState *s = opaque;
+    int64_t *us = snapshot.freeze_us;
 
     if (snapshot.resume && runstate_check(RUN_STATE_PAUSED)) {
         vm_start();
     }
+    trace_background_snapshot_freeze_parts(us[1] - us[0], us[2] - us[1],
+                                           us[3] - us[2],
+                                           g_get_monotonic_time() - us[3]);
     migration_downtime_end(s);
     /* Zero would mean that it has not ended yet */
     s->downtime = MAX(s->downtime, 1);
@@ -204,11 +239,14 @@ static bool background_snapshot_freeze(MigrationState *s, QEMUFile *fb,
 
     trace_background_snapshot_freeze(RunState_str(old_state));
 
+    snapshot.freeze_us[0] = g_get_monotonic_time();
     ret = migration_stop_vm(s, live ? RUN_STATE_PAUSED : old_state);
     if (ret < 0) {
         error_setg_errno(errp, -ret, "Cannot stop the VM");
         goto fail;
     }
+
+    snapshot.freeze_us[1] = g_get_monotonic_time();
 
     /* The user has paused the VM for the snapshot: both copies will run */
     snapshot.resume = live || old_state == RUN_STATE_PAUSED;
@@ -225,10 +263,12 @@ static bool background_snapshot_freeze(MigrationState *s, QEMUFile *fb,
         goto fail;
     }
     trace_background_snapshot_saved_devices(s->bioc->usage);
+    snapshot.freeze_us[2] = g_get_monotonic_time();
 
     if (!background_snapshot_arm(errp)) {
         goto fail;
     }
+    snapshot.freeze_us[3] = g_get_monotonic_time();
 
     /* In the main loop: devices expect it there, and may write guest RAM */
     migration_bh_schedule(background_snapshot_resume_bh, s);
@@ -333,19 +373,18 @@ static bool background_snapshot_take(MigrationState *s, QEMUFile *fb,
                    "RAM at any time");
         return false;
     }
-    ok = snapshot_ram_set_trap(snapshot.ram, snapshot.trap, errp);
+    ok = snapshot_ram_set_trap(snapshot.ram, snapshot.trap, errp) &&
+         background_snapshot_arm_ahead(errp);
     if (ok) {
         BQL_LOCK_GUARD();
         /* With the BQL nobody cancels: what is frozen will be resumed */
         ok = not_cancelled() && background_snapshot_freeze(s, fb, errp);
     }
     ram_block_uncoordinated_discard_disable(false);
-    if (!ok) {
-        return false;
+    if (ok) {
+        snapshot_mender_start(snapshot.ram);
+        ok = background_snapshot_save(s, errp);
     }
-
-    snapshot_mender_start(snapshot.ram);
-    ok = background_snapshot_save(s, errp);
     background_snapshot_disarm();
     return ok;
 }

@@ -150,11 +150,10 @@ static void found(Found *f, uint8_t *start, uint8_t *end, bool huge)
 }
 
 /* Linux 6.7 */
-static bool find_by_scan(HostPages *pages, Found *f, uint8_t *end,
-                         Error **errp)
+static bool find_by_scan(HostPages *pages, Found *f, uint8_t *start,
+                         uint8_t *end, Error **errp)
 {
     struct page_region_v1 regions[256];
-    uint8_t *start = f->host;
 
     while (start < end) {
         struct pm_scan_arg_v1 arg = {
@@ -231,15 +230,14 @@ bool host_pages_know_huge(const HostPages *pages)
  * Before Linux 6.7.  Of hugetlbfs, pagemap does not tell pages that the host
  * moves at the moment from those that do not exist, but mincore() does.
  */
-static bool find_by_reading(HostPages *pages, Found *f, uint8_t *end,
-                            bool hugetlb, Error **errp)
+static bool find_by_reading(HostPages *pages, Found *f, uint8_t *start,
+                            uint8_t *end, bool hugetlb, Error **errp)
 {
     bool any_huge = f->huge && mapping_has_huge_pages(pages, f->host);
     size_t whole = f->huge_size / pages->page_size;
     size_t run = 0;
     uint64_t entries[512];
     unsigned char in_core[ARRAY_SIZE(entries)];
-    uint8_t *start = f->host;
 
     while (start < end) {
         size_t n = MIN((end - start) / pages->page_size, ARRAY_SIZE(entries));
@@ -272,9 +270,10 @@ static bool find_by_reading(HostPages *pages, Found *f, uint8_t *end,
     return true;
 }
 
-bool host_pages_find(HostPages *pages, void *host, size_t size,
-                     size_t unit_size, bool hugetlb, unsigned long *exist,
-                     unsigned long *huge, Error **errp)
+bool host_pages_find_part(HostPages *pages, void *host, size_t offset,
+                          size_t size, size_t unit_size, bool hugetlb,
+                          unsigned long *exist, unsigned long *huge,
+                          Error **errp)
 {
     Found f = {
         .host = host,
@@ -285,7 +284,8 @@ bool host_pages_find(HostPages *pages, void *host, size_t size,
         .huge_host = pages->huge_size ?
             QEMU_ALIGN_PTR_DOWN((uint8_t *)host, pages->huge_size) : host,
     };
-    uint8_t *end = (uint8_t *)host + size;
+    uint8_t *start = (uint8_t *)host + offset;
+    uint8_t *end = start + size;
     /*
      * Both ways look at hugetlbfs without its lock, and a page that the host
      * moves is nowhere for a moment: look twice.
@@ -293,8 +293,8 @@ bool host_pages_find(HostPages *pages, void *host, size_t size,
     int looks = hugetlb ? 2 : 1;
 
     while (looks--) {
-        if (!(pages->can_scan ? find_by_scan(pages, &f, end, errp)
-                              : find_by_reading(pages, &f, end, hugetlb,
+        if (!(pages->can_scan ? find_by_scan(pages, &f, start, end, errp)
+                              : find_by_reading(pages, &f, start, end, hugetlb,
                                                 errp))) {
             return false;
         }
@@ -359,9 +359,10 @@ size_t host_pages_huge_size(void)
     return 0;
 }
 
-bool host_pages_find(HostPages *pages, void *host, size_t size,
-                     size_t unit_size, bool hugetlb, unsigned long *exist,
-                     unsigned long *huge, Error **errp)
+bool host_pages_find_part(HostPages *pages, void *host, size_t offset,
+                          size_t size, size_t unit_size, bool hugetlb,
+                          unsigned long *exist, unsigned long *huge,
+                          Error **errp)
 {
     g_assert_not_reached();
 }
@@ -381,3 +382,11 @@ int host_pages_collapse(void *host, size_t huge_size)
     return -EINVAL;
 }
 #endif
+
+bool host_pages_find(HostPages *pages, void *host, size_t size,
+                     size_t unit_size, bool hugetlb, unsigned long *exist,
+                     unsigned long *huge, Error **errp)
+{
+    return host_pages_find_part(pages, host, 0, size, unit_size, hugetlb,
+                                exist, huge, errp);
+}

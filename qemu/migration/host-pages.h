@@ -62,6 +62,15 @@ bool host_pages_find(HostPages *pages, void *host, size_t size,
                      size_t unit_size, bool hugetlb, unsigned long *exist,
                      unsigned long *huge, Error **errp);
 
+/*
+ * The same for @size bytes from @offset on.  Bits are counted from @host on, as
+ * if all were asked for.
+ */
+bool host_pages_find_part(HostPages *pages, void *host, size_t offset,
+                          size_t size, size_t unit_size, bool hugetlb,
+                          unsigned long *exist, unsigned long *huge,
+                          Error **errp);
+
 /**
  * host_pages_present: is a page of shared memory in the page tables?
  *

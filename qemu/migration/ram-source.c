@@ -37,15 +37,24 @@ void ram_source_cleanup(RAMSource *source)
     g_free(source->exist);
 }
 
-bool ram_source_look(RAMSource *source, unsigned long *huge, Error **errp)
+bool ram_source_look_part(RAMSource *source, size_t first, size_t end,
+                          unsigned long *huge, Error **errp)
 {
     /* Of shared memory, what is not in the page tables may exist in the file */
     if (!source->pages || (source->shared && !huge)) {
         return true;
     }
-    return host_pages_find(source->pages, source->host, source->size,
-                           source->unit_size, source->hugetlb,
-                           source->exist, huge, errp);
+    return host_pages_find_part(source->pages, source->host,
+                                first * source->unit_size,
+                                (end - first) * source->unit_size,
+                                source->unit_size, source->hugetlb,
+                                source->exist, huge, errp);
+}
+
+bool ram_source_look(RAMSource *source, unsigned long *huge, Error **errp)
+{
+    return ram_source_look_part(source, 0, source->size / source->unit_size,
+                                huge, errp);
 }
 
 RAMSourceKind ram_source_find(const RAMSource *source, size_t unit)

@@ -59,6 +59,10 @@ void ram_source_cleanup(RAMSource *source);
  */
 bool ram_source_look(RAMSource *source, unsigned long *huge, Error **errp);
 
+/* The same for the units from @first to @end; @huge is of all of the memory */
+bool ram_source_look_part(RAMSource *source, size_t first, size_t end,
+                          unsigned long *huge, Error **errp);
+
 /**
  * ram_source_find: where the contents of a unit are
  *

@@ -173,8 +173,8 @@ static bool check_memory(const WriteTrapOps *ops, Error **errp)
         ok = snapshot_ram_check_page_size(block->page_size,
                                           qemu_target_page_size(), errp) &&
              (block->flags & RAM_READONLY ||
-              ops->add(trap, block->host,
-                       ROUND_UP(block->used_length, block->page_size), errp));
+              /* All of it is alike, and to give it up again takes time */
+              ops->add(trap, block->host, block->page_size, errp));
         if (!ok) {
             error_prepend(errp, "RAM block '%s': ", block->idstr);
             break;

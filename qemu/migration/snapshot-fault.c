@@ -29,7 +29,7 @@
 
 /* The last fault of this thread that came after its unit's release */
 static __thread struct {
-    unsigned int snapshot;
+    unsigned int number;
     void *unit;
 } late_fault;
 
@@ -257,17 +257,19 @@ static void end_patience(SnapshotRAM *s, const Patience *p)
 
 /*
  * A thread's fault on a unit that is released may come from before the release.
- * The access is tried again then.  It cannot have another such fault there, as
- * no unit is armed twice in a snapshot: if it faults again, something else
- * denies the access.  The last unit is enough to know, for an access that
- * faults for ever does so at the same place.
+ * The access is tried again then.  It cannot have another such fault there
+ * unless something was armed again: if it faults again, something else denies
+ * the access.  The last unit is enough to know, for an access that faults for
+ * ever does so at the same place.
  */
 static bool fault_may_be_late(SnapshotRAM *s, void *unit)
 {
-    if (late_fault.snapshot == s->number && late_fault.unit == unit) {
+    unsigned int number = qatomic_read(&s->number);
+
+    if (late_fault.number == number && late_fault.unit == unit) {
         return false;
     }
-    late_fault.snapshot = s->number;
+    late_fault.number = number;
     late_fault.unit = unit;
     return true;
 }
@@ -278,14 +280,21 @@ bool snapshot_ram_fault(void *host, void *opaque)
     SnapshotBlock *b = find_block(s, host);
     Patience patience;
     size_t unit;
+    void *start;
+    bool again;
 
     if (!b || !b->writable || qatomic_read(&snapshot_ram_copying)) {
         return false;
     }
-    stat64_add(&s->faults, 1);
     unit = ((uint8_t *)host - b->source.host) / b->unit_size;
+    start = b->source.host + unit * b->unit_size;
+    if (!qatomic_read(&s->armed) && !qatomic_read(&s->stopped) &&
+        snapshot_ram_let_through(s, b, unit, unit + 1, false, &again)) {
+        return !again || fault_may_be_late(s, start);
+    }
+    stat64_add(&s->faults, 1);
     if (unit_test(b->released, unit) || qatomic_read(&s->stopped)) {
-        return fault_may_be_late(s, b->source.host + unit * b->unit_size);
+        return fault_may_be_late(s, start);
     }
     patience = begin_patience(s);
     save_for_write(s, b, unit, unit + 1, &patience);
@@ -299,12 +308,18 @@ void snapshot_ram_release(SnapshotRAM *s, void *host, size_t size)
     SnapshotBlock *b = find_block(s, host);
     size_t offset, unit, end;
     Patience patience;
+    bool again;
 
     if (!b || !size) {
         return;
     }
     offset = (uint8_t *)host - b->source.host;
     end = MIN(DIV_ROUND_UP(offset + size, b->unit_size), b->num_units);
+    if (!qatomic_read(&s->armed) &&
+        snapshot_ram_let_through(s, b, offset / b->unit_size, end, true,
+                                 &again)) {
+        return;
+    }
     patience = begin_patience(s);
     for (unit = offset / b->unit_size; unit < end; unit++) {
         unit = find_next_zero_bit(b->released, end, unit);

@@ -7,6 +7,7 @@
  *
  * snapshot-ram.c: the table, and the end
  * snapshot-arm.c: the beginning: looks what exists, arms the trap
+ * snapshot-ahead.c: most of that, while the VM still runs
  * snapshot-save.c: the one door, which all below go through
  * snapshot-fault.c: writes that have to wait for a copy
  * snapshot-scan.c: the scanner, and what to write next
@@ -54,6 +55,15 @@ typedef struct SnapshotBlock {
     unsigned long *released;
 
     /*
+     * Until snapshot_ram_arm(): a bit for each unit that is armed, and of which
+     * is known that it exists, if it matters; and for each that may not be
+     * armed yet, since somebody will write it whom the trap cannot stop.  Both
+     * change with the lock held.  NULL if the block is not armed ahead.
+     */
+    unsigned long *armed;
+    unsigned long *held;
+
+    /*
      * The ranges where the host can have a huge page, the first of which
      * begins at or before its start.  0 if it can have none.
      */
@@ -70,7 +80,10 @@ typedef struct SnapshotBlock {
 } SnapshotBlock;
 
 struct SnapshotRAM {
-    /* Tells it from all others that there have been */
+    /*
+     * Tells it from all others that there have been; a new one each time that
+     * something was armed
+     */
     unsigned int number;
     /* Do not change once the traps are armed, but for snapshot_ram_close() */
     PageBuffer *buffer;
@@ -84,9 +97,6 @@ struct SnapshotRAM {
     /* Sorted by host address */
     SnapshotBlock *blocks;
     size_t num_blocks;
-    /* The first so many of them are armed, if they are writable */
-    size_t num_armed;
-
     /* Protects how far the scanner is; taken before the buffer's lock */
     QemuMutex scan_lock;
     /* Read without the lock as well */
@@ -115,6 +125,16 @@ struct SnapshotRAM {
     QemuCond released_cond;
     /* Read without the lock as a hint */
     unsigned int waiters;
+    /* Until then, writes are let through.  Read without the lock as a hint. */
+    bool armed;
+    /* For how long a thread pauses whose write was let through; atomic */
+    int slow_us;
+    /* How many wait for the lock in order to let a write through; atomic */
+    unsigned int waiting_writers;
+    /* Nothing may be armed any more */
+    bool stopping;
+    /* The first so many blocks may be armed, if they are writable */
+    size_t num_armed;
     /* Released ranges between armed ones; read without the lock as a hint */
     size_t islands;
     /* Read without the lock as well */
@@ -130,6 +150,7 @@ struct SnapshotRAM {
     /* When somebody last asked what to write next */
     Stat64 last_next_ns;
 
+    Stat64 let_through;
     Stat64 faults;
     Stat64 waits;
     Stat64 fault_pages;
@@ -187,6 +208,47 @@ static inline bool is_whole_huge(const SnapshotRAM *s, const SnapshotBlock *b,
            !unit_test(b->split, range);
 }
 
+/* Something was armed: a fault can come again where one came late */
+void snapshot_ram_renumber(SnapshotRAM *s);
+
+/*
+ * With the lock held.  Returns: whether anything may be armed, or false with
+ * @errp set, as the snapshot is being stopped
+ */
+bool snapshot_ram_may_arm(SnapshotRAM *s, Error **errp);
+
+/* Whether snapshot_ram_arm_ahead() is to see to a block */
+bool snapshot_ram_can_arm_ahead(const SnapshotRAM *s, const SnapshotBlock *b);
+
+/* What snapshot_ram_arm() has done */
+typedef struct SnapshotArmWork {
+    int64_t look_ns;
+    int64_t arm_ns;
+    /* How many calls to the trap */
+    size_t ranges;
+} SnapshotArmWork;
+
+/*
+ * Look at and arm what has not been of a block that was armed ahead.  With the
+ * lock held, and nobody writes.
+ */
+bool snapshot_ram_arm_rest(SnapshotRAM *s, SnapshotBlock *b,
+                           SnapshotArmWork *work, Error **errp);
+
+/**
+ * snapshot_ram_let_through: before snapshot_ram_arm(), allow a write
+ *
+ * Any thread.
+ *
+ * @first, @end: the units to be written
+ * @hold: do not arm them before snapshot_ram_arm()
+ * @again: is set to whether a write to @first was allowed already
+ *
+ * Returns: false if it is too late for that
+ */
+bool snapshot_ram_let_through(SnapshotRAM *s, SnapshotBlock *b, size_t first,
+                              size_t end, bool hold, bool *again);
+
 /* End the snapshot because of an error; the first one is told */
 void snapshot_ram_fail(SnapshotRAM *s, const char *failure);
 
@@ -233,7 +295,7 @@ void snapshot_ram_queue(SnapshotRAM *s, const uint32_t *slots, size_t num_used,
  * or it is too early
  */
 bool snapshot_ram_scan(SnapshotRAM *s,
-                       SnapshotPage pages[static SNAPSHOT_RAM_MAX_NEXT],
+                       SnapshotPage pages[SNAPSHOT_RAM_MAX_NEXT],
                        size_t *num_pages);
 
 /**
@@ -245,7 +307,7 @@ bool snapshot_ram_scan(SnapshotRAM *s,
  * Returns: how many
  */
 size_t snapshot_ram_queued(SnapshotRAM *s,
-                           SnapshotPage pages[static SNAPSHOT_RAM_MAX_NEXT],
+                           SnapshotPage pages[SNAPSHOT_RAM_MAX_NEXT],
                            PageBufferWait wait);
 
 /* Returns: whether the scanner has seen all pages */

@@ -11,9 +11,15 @@
 #include "qemu/lockable.h"
 #include "snapshot-ram-internal.h"
 
+void snapshot_ram_renumber(SnapshotRAM *s)
+{
+    static unsigned int last_number;
+
+    qatomic_set(&s->number, qatomic_add_fetch(&last_number, 1));
+}
+
 SnapshotRAM *snapshot_ram_new(const SnapshotRAMConfig *config, Error **errp)
 {
-    static unsigned int num_snapshots;
     PageBuffer *buffer = page_buffer_new(config->buffer_size,
                                          config->page_size, errp);
     SnapshotRAM *s;
@@ -22,7 +28,7 @@ SnapshotRAM *snapshot_ram_new(const SnapshotRAMConfig *config, Error **errp)
         return NULL;
     }
     s = g_new0(SnapshotRAM, 1);
-    s->number = qatomic_add_fetch(&num_snapshots, 1);
+    snapshot_ram_renumber(s);
     s->buffer = buffer;
     s->config = *config;
     s->page_size = config->page_size;
@@ -66,6 +72,8 @@ void snapshot_ram_free(SnapshotRAM *s)
         g_free(b->name);
         g_free(b->claimed);
         g_free(b->released);
+        g_free(b->armed);
+        g_free(b->held);
         g_free(b->huge);
         g_free(b->split);
         g_free(b->rest);
@@ -167,11 +175,24 @@ void snapshot_ram_for_each_owner(SnapshotRAM *s,
     }
 }
 
+bool snapshot_ram_may_arm(SnapshotRAM *s, Error **errp)
+{
+    if (s->stopping) {
+        error_setg(errp, "%s", snapshot_ram_failure(s) ?:
+                   "the snapshot is being stopped");
+    }
+    return !s->stopping;
+}
+
 void snapshot_ram_stop(SnapshotRAM *s)
 {
-    size_t i;
+    size_t num_armed, i;
 
-    for (i = 0; i < s->num_armed; i++) {
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        s->stopping = true;
+        num_armed = s->num_armed;
+    }
+    for (i = 0; i < num_armed; i++) {
         SnapshotBlock *b = &s->blocks[i];
         int ret = 0;
 
@@ -210,6 +231,7 @@ const char *snapshot_ram_failure(SnapshotRAM *s)
 
 void snapshot_ram_get_stats(SnapshotRAM *s, SnapshotRAMStats *stats)
 {
+    stats->let_through = stat64_get(&s->let_through);
     stats->faults = stat64_get(&s->faults);
     stats->waits = stat64_get(&s->waits);
     stats->fault_pages = stat64_get(&s->fault_pages);

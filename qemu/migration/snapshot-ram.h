@@ -42,6 +42,7 @@ typedef struct SnapshotBlockInfo {
 } SnapshotBlockInfo;
 
 typedef struct SnapshotRAMStats {
+    uint64_t let_through;       /* writes before snapshot_ram_arm() */
     uint64_t faults;            /* writes that were stopped */
     uint64_t waits;             /* writes that waited for room in the buffer */
     uint64_t fault_pages;       /* pages saved for a write */
@@ -62,6 +63,8 @@ typedef struct SnapshotRAMConfig {
     void (*free_owner)(void *owner);
     /* Whether to look for pages that are all zeroes */
     bool detect_zero;
+    /* Whether snapshot_ram_arm_ahead() may be called */
+    bool arm_ahead;
     /*
      * How soon after one another faults must be for the guest to be writing
      * fast: then more is saved at a time, and faults are fewer
@@ -133,10 +136,22 @@ bool snapshot_ram_set_trap(SnapshotRAM *s, const WriteTrapOps *trap,
                            Error **errp);
 
 /**
+ * snapshot_ram_arm_ahead: have less to do for snapshot_ram_arm()
+ *
+ * After snapshot_ram_set_trap().  Arms most of the memory, while it is written:
+ * the first write to each part of it is stopped and then let through.
+ * Whom the trap cannot stop has to call snapshot_ram_release() before from now
+ * on, also for what it has begun before and is still at.
+ *
+ * Returns: true, or false with @errp set; then nothing is armed
+ */
+bool snapshot_ram_arm_ahead(SnapshotRAM *s, Error **errp);
+
+/**
  * snapshot_ram_arm: stop writes from now on, after snapshot_ram_set_trap()
  *
  * The memory's contents at this moment will be the image's.  Nothing must
- * write to it meanwhile.
+ * write to it meanwhile, whatever snapshot_ram_release() was called for before.
  *
  * Returns: true, or false with @errp set; then nothing is armed
  */
@@ -146,7 +161,8 @@ bool snapshot_ram_arm(SnapshotRAM *s, Error **errp);
  * snapshot_ram_release: let a range be written, after saving what it held
  *
  * For writers that the trap cannot stop, such as system calls, and before
- * memory is discarded.  Any thread.
+ * memory is discarded.  Any thread, from snapshot_ram_set_trap() on; before
+ * snapshot_ram_arm() there is nothing to save.
  * Ranges that are not in the table are passed over.
  */
 void snapshot_ram_release(SnapshotRAM *s, void *host, size_t size);
@@ -216,7 +232,7 @@ typedef struct SnapshotPage {
  * Returns: how many; 0 if all is saved, or after snapshot_ram_stop()
  */
 size_t snapshot_ram_next(SnapshotRAM *s,
-                         SnapshotPage pages[static SNAPSHOT_RAM_MAX_NEXT]);
+                         SnapshotPage pages[SNAPSHOT_RAM_MAX_NEXT]);
 
 /* What snapshot_ram_next() has handed out is written, or lost */
 void snapshot_ram_written(SnapshotRAM *s, const SnapshotPage *pages, size_t n);

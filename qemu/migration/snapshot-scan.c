@@ -150,7 +150,7 @@ static void fill_pages(SnapshotRAM *s, SnapshotPage *pages,
 }
 
 bool snapshot_ram_scan(SnapshotRAM *s,
-                       SnapshotPage pages[static SNAPSHOT_RAM_MAX_NEXT],
+                       SnapshotPage pages[SNAPSHOT_RAM_MAX_NEXT],
                        size_t *num_pages)
 {
     Run run;
@@ -179,7 +179,7 @@ bool snapshot_ram_scan(SnapshotRAM *s,
 }
 
 size_t snapshot_ram_queued(SnapshotRAM *s,
-                           SnapshotPage pages[static SNAPSHOT_RAM_MAX_NEXT],
+                           SnapshotPage pages[SNAPSHOT_RAM_MAX_NEXT],
                            PageBufferWait wait)
 {
     uint32_t slots[SNAPSHOT_RAM_MAX_NEXT];
@@ -215,7 +215,7 @@ static void add_debt(SnapshotRAM *s, const SnapshotPage *pages, size_t n)
 }
 
 size_t snapshot_ram_next(SnapshotRAM *s,
-                         SnapshotPage pages[static SNAPSHOT_RAM_MAX_NEXT])
+                         SnapshotPage pages[SNAPSHOT_RAM_MAX_NEXT])
 {
     while (!qatomic_read(&s->stopped)) {
         bool done = snapshot_ram_scan_done(s);

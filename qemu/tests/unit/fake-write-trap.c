@@ -73,23 +73,6 @@ static void fake_prepare(WriteTrap *trap, void *host)
     fake_trap.prepared[n] = host;
 }
 
-static bool fake_arm(WriteTrap *trap, void *host, size_t size, Error **errp)
-{
-    bool fails = ++fake_trap.arms == fake_trap.fail_arm;
-    size_t first = page_of(host), i;
-    QEMU_LOCK_GUARD(&fake_trap.lock);
-
-    assert_added(host, size);
-    for (i = 0; i < size / FAKE_PAGE_SIZE / (fails ? 2 : 1); i++) {
-        fake_trap.pages[first + i] = ARMED;
-        fake_trap.num_armed++;
-    }
-    if (fails) {
-        error_setg(errp, "The host cannot protect it");
-    }
-    return !fails;
-}
-
 static void count_islands(void)
 {
     size_t i;
@@ -99,6 +82,33 @@ static void count_islands(void)
         fake_trap.islands += fake_trap.pages[i] == RELEASED &&
                              fake_trap.pages[i + 1] != RELEASED;
     }
+}
+
+static bool fake_arm(WriteTrap *trap, void *host, size_t size, Error **errp)
+{
+    bool fails = ++fake_trap.arms == fake_trap.fail_arm;
+    size_t first = page_of(host), i;
+
+    if (fake_trap.before_arm) {
+        fake_trap.before_arm(host, size);
+    }
+
+    QEMU_LOCK_GUARD(&fake_trap.lock);
+    if (!fake_trap.arms_again) {
+        assert_added(host, size);
+    }
+    for (i = 0; i < size / FAKE_PAGE_SIZE / (fails ? 2 : 1); i++) {
+        g_assert_cmpint(fake_trap.pages[first + i], !=, UNKNOWN);
+        fake_trap.num_armed += fake_trap.pages[first + i] != ARMED;
+        fake_trap.pages[first + i] = ARMED;
+    }
+    if (fake_trap.arms_again) {
+        count_islands();
+    }
+    if (fails) {
+        error_setg(errp, "The host cannot protect it");
+    }
+    return !fails;
 }
 
 static int fake_release(WriteTrap *trap, void *host, size_t size)

@@ -24,7 +24,9 @@ typedef struct FakeTrap {
     bool fail_new;
     int fail_add;               /* the call that fails, from 1 on */
     int fail_arm;               /* likewise, with half of the range armed */
+    bool arms_again;            /* what is armed or was released, too */
     bool fail_release;          /* of less than what was armed with one call */
+    void (*before_arm)(void *host, size_t size);
     void (*before_release)(void *host, size_t size);
 
     /* Set by new() */
