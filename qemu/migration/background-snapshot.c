@@ -63,6 +63,8 @@ typedef enum SnapshotStage {
 static struct {
     /* Protected by the BQL */
     SnapshotStage stage;
+    /* Whether the user had paused the VM when it began */
+    bool was_paused;
     /* Whether to resume the VM in the main loop */
     bool resume;
     /* When the parts of the freeze ended, the first one being its beginning */
@@ -163,14 +165,21 @@ static bool background_snapshot_arm_ahead(Error **errp)
     bool arms = background_snapshot_arms_ahead();
     bool drain = arms && snapshot.trap->in_thread;
 
+    int i;
+
     bql_lock();
-    if (drain) {
-        /* A disk may be being read into memory that nobody has told of */
-        bdrv_drain_all_begin();
+    if (!not_cancelled()) {
+        /* Before there was something to stop */
+        bql_unlock();
+        return false;
     }
     qatomic_rcu_set(&snapshot.armed, snapshot.ram);
-    if (drain) {
-        bdrv_drain_all_end();
+    /*
+     * A disk may be being read into memory that nobody has told of; and a
+     * request to do so may be queued until it is drained
+     */
+    for (i = 0; drain && i < 2; i++) {
+        bdrv_drain_all();
     }
     bql_unlock();
 
@@ -249,8 +258,9 @@ static bool background_snapshot_freeze(MigrationState *s, QEMUFile *fb,
     snapshot.freeze_us[1] = g_get_monotonic_time();
 
     /* The user has paused the VM for the snapshot: both copies will run */
-    snapshot.resume = live || old_state == RUN_STATE_PAUSED;
-    if (old_state == RUN_STATE_PAUSED) {
+    snapshot.resume = live ||
+                      (old_state == RUN_STATE_PAUSED && snapshot.was_paused);
+    if (snapshot.resume && !live) {
         global_state_store_running();
     }
 
@@ -446,6 +456,7 @@ bool background_snapshot_setup(Error **errp)
 void background_snapshot_start(MigrationState *s)
 {
     snapshot.stage = SNAPSHOT_STARTED;
+    snapshot.was_paused = runstate_check(RUN_STATE_PAUSED);
     snapshot_choice_begin(snapshot.trap);
     qemu_thread_create(&s->thread, MIGRATION_THREAD_SNAPSHOT,
                        background_snapshot_thread, s, QEMU_THREAD_JOINABLE);

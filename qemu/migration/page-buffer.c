@@ -261,8 +261,11 @@ size_t page_buffer_try_take(PageBuffer *pb, uint32_t *slots, size_t min,
 void page_buffer_give(PageBuffer *pb, const uint32_t *slots, size_t n)
 {
     size_t i;
-    QEMU_LOCK_GUARD(&pb->lock);
 
+    if (!n) {
+        return;
+    }
+    QEMU_LOCK_GUARD(&pb->lock);
     assert(pb->num_free + pb->num_queued + n <= pb->num_slots);
     for (i = 0; i < n; i++) {
         page_buffer_push_free(pb, slots[i]);

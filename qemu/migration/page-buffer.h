@@ -124,7 +124,7 @@ size_t page_buffer_dequeue(PageBuffer *pb, uint32_t *slots, size_t max,
  * page_buffer_warm: have the host allocate what will be filled next
  *
  * So that it need not while a producer fills it.  For consumers to call now and
- * then: at most 16 MiB at a time.
+ * then.
  */
 void page_buffer_warm(PageBuffer *pb);
 

@@ -75,7 +75,9 @@ RAMSourceKind ram_source_find(const RAMSource *source, size_t unit)
 
 size_t ram_source_zero_units(const RAMSource *source, size_t unit)
 {
-    size_t num_units = source->size / source->unit_size;
+    size_t num_units = MIN(source->size, unit * source->unit_size +
+                                         RAM_SOURCE_MAX_ZERO) /
+                       source->unit_size;
 
     if (source->exist && source->fd < 0) {
         return find_next_bit(source->exist, num_units, unit) - unit;

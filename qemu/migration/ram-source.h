@@ -14,6 +14,7 @@
 #ifndef MIGRATION_RAM_SOURCE_H
 #define MIGRATION_RAM_SOURCE_H
 
+#include "qemu/units.h"
 #include "host-pages.h"
 
 typedef struct RAMSource {
@@ -32,6 +33,8 @@ typedef struct RAMSource {
     HostPages *pages;
     bool has_holes;
 } RAMSource;
+
+#define RAM_SOURCE_MAX_ZERO (64 * MiB)
 
 typedef enum RAMSourceKind {
     RAM_SOURCE_MEMORY,          /* read the memory */
@@ -75,7 +78,8 @@ RAMSourceKind ram_source_find(const RAMSource *source, size_t unit);
 /**
  * ram_source_zero_units: how many units, from one on, do not exist
  *
- * Cheap also for many.  May be too few, but not if @unit is anonymous.
+ * Cheap also for many; no more than RAM_SOURCE_MAX_ZERO bytes.  May be too few,
+ * but not if @unit is anonymous.
  */
 size_t ram_source_zero_units(const RAMSource *source, size_t unit);
 

@@ -146,6 +146,10 @@ static bool arm_next(SnapshotRAM *s, SnapshotBlock *b, size_t *first,
         return true;
     }
     if (what == WANTED_ARM) {
+        if (s->islands >= s->trap->max_islands) {
+            /* What is held are islands as well; the rest is for the freeze */
+            return true;
+        }
         end = find_next_bit(b->held, end, unit);
     }
     do {
@@ -157,6 +161,9 @@ static bool arm_next(SnapshotRAM *s, SnapshotBlock *b, size_t *first,
         return false;
     }
     set_armed(s, b, unit, last);
+    if (last < b->num_units && test_bit(last, b->held)) {
+        s->islands++;
+    }
     snapshot_ram_renumber(s);
     ++*ranges;
     *first = last;
@@ -358,9 +365,12 @@ bool snapshot_ram_arm_ahead(SnapshotRAM *s, Error **errp)
     return true;
 }
 
-/* What is to be let through, so that huge pages stay whole */
-static void widen(const SnapshotRAM *s, const SnapshotBlock *b, size_t *first,
-                  size_t *end)
+/*
+ * What is to be let through, so that huge pages stay whole.  What others have
+ * told of is held, and that again in whole huge pages.
+ */
+static void widen(const SnapshotRAM *s, SnapshotBlock *b, size_t *first,
+                  size_t *end, bool hold)
 {
     size_t around = MAX(1, WINDOW_SIZE / b->unit_size);
     size_t unit[] = { *first, *end - 1 };
@@ -374,6 +384,8 @@ static void widen(const SnapshotRAM *s, const SnapshotBlock *b, size_t *first,
                               is_untouched(b, low, high))) {
             low = QEMU_ALIGN_DOWN(unit[i], around);
             high = MIN(low + around, b->num_units);
+        } else if (hold) {
+            bitmap_set(b->held, low, high - low);
         }
         *first = MIN(*first, low);
         *end = MAX(*end, high);
@@ -395,12 +407,18 @@ bool snapshot_ram_let_through(SnapshotRAM *s, SnapshotBlock *b, size_t first,
         allowed = false;
     } else if (!b->armed) {
         *again = true;
+        if (b - s->blocks < s->num_armed) {
+            /* In the freeze, which has failed */
+            ret = s->trap->ops->release(s->trap,
+                                        b->source.host + first * b->unit_size,
+                                        (end - first) * b->unit_size);
+        }
     } else {
         *again = !test_bit(first, b->armed);
         if (hold) {
             bitmap_set(b->held, first, end - first);
         }
-        widen(s, b, &first, &end);
+        widen(s, b, &first, &end, hold);
         if (!*again) {
             s->islands++;
             s->islands -= first > 0 && !test_bit(first - 1, b->armed);

@@ -154,13 +154,22 @@ static bool check_memory(const WriteTrapOps *ops, Error **errp)
     ERRP_GUARD();
     WriteTrap *trap = ops->new(NULL, 0, no_fault, NULL, errp);
     bool ok = true;
+    size_t huge_size = host_pages_huge_size();
     RAMBlock *block;
 
     if (!trap) {
         return false;
     }
     if (!ops->arms_untouched) {
-        HostPages *pages = host_pages_new(true, errp);
+        HostPages *pages;
+
+        if (qemu_target_page_size() > qemu_real_host_page_size()) {
+            error_setg(errp, "It would miss parts of the guest's pages, which "
+                       "are larger than the host's");
+            ops->free(trap);
+            return false;
+        }
+        pages = host_pages_new(true, errp);
 
         if (!pages) {
             ops->free(trap);
@@ -173,8 +182,15 @@ static bool check_memory(const WriteTrapOps *ops, Error **errp)
         ok = snapshot_ram_check_page_size(block->page_size,
                                           qemu_target_page_size(), errp) &&
              (block->flags & RAM_READONLY ||
-              /* All of it is alike, and to give it up again takes time */
-              ops->add(trap, block->host, block->page_size, errp));
+              /*
+               * All of it is alike, and to give it up again takes time; but
+               * the host splits a huge page that is no part of it as a whole
+               */
+              ops->add(trap, block->host,
+                       MIN(ROUND_UP(block->used_length, block->page_size),
+                           MAX(block->page_size,
+                               QEMU_PTR_IS_ALIGNED(block->host, huge_size ?: 1)
+                               ? huge_size : 0)), errp));
         if (!ok) {
             error_prepend(errp, "RAM block '%s': ", block->idstr);
             break;

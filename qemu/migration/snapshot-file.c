@@ -86,12 +86,13 @@ static bool write_run(Writer *w, Run *run, Error **errp)
 static bool run_append(Run *run, const SnapshotPage *page)
 {
     size_t page_size = qemu_target_page_size();
-    struct iovec *last = &run->iov[run->niov - 1];
+    struct iovec *last;
 
     if (!run->niov || page->owner != run->owner ||
         page->offset != run->offset + run->size) {
         return false;
     }
+    last = &run->iov[run->niov - 1];
     if ((uint8_t *)last->iov_base + last->iov_len == page->data) {
         last->iov_len += page_size;
     } else {

@@ -20,6 +20,7 @@
 /* While pages are saved */
 static struct {
     QemuThread thread;
+    bool stop;
     SnapshotRAM *ram;
 } mender;
 
@@ -59,7 +60,7 @@ static void *mender_thread(void *opaque)
         late_mender.ram = NULL;
     }
     do {
-        while (mend(ram)) {
+        while (!qatomic_read(&mender.stop) && mend(ram)) {
             ;
         }
     } while (snapshot_ram_mend_wait(ram));
@@ -70,6 +71,7 @@ static void *mender_thread(void *opaque)
 void snapshot_mender_start(SnapshotRAM *ram)
 {
     mender.ram = ram;
+    mender.stop = false;
     qemu_thread_create(&mender.thread, MIGRATION_THREAD_MENDER, mender_thread,
                        ram, QEMU_THREAD_JOINABLE);
 }
@@ -99,6 +101,8 @@ static void *late_mender_thread(void *opaque)
 void snapshot_mender_finish(SnapshotRAM *ram)
 {
     if (mender.ram) {
+        /* What is left is for the other one */
+        qatomic_set(&mender.stop, true);
         qemu_thread_join(&mender.thread);
         mender.ram = NULL;
         snapshot_ram_close(ram);

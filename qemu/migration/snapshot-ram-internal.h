@@ -28,7 +28,7 @@
 #define MAX_PAGES SNAPSHOT_RAM_MAX_NEXT
 
 /* The most that one thread saves at a time of pages that do not exist */
-#define ZERO_SIZE (64 * MiB)
+#define ZERO_SIZE RAM_SOURCE_MAX_ZERO
 
 /* Slots for these: one does, unless others have claimed a part */
 #define ZERO_SLOTS 64
@@ -99,9 +99,9 @@ struct SnapshotRAM {
     size_t num_blocks;
     /* Protects how far the scanner is; taken before the buffer's lock */
     QemuMutex scan_lock;
+    size_t scan_unit;
     /* Read without the lock as well */
     size_t scan_block;
-    size_t scan_unit;
     /*
      * How many bytes have been handed out that its bandwidth had not made up
      * for at debt_us, by g_get_monotonic_time()
@@ -291,8 +291,7 @@ void snapshot_ram_queue(SnapshotRAM *s, const uint32_t *slots, size_t num_used,
  * @pages: filled with the run, for snapshot_ram_written()
  * @num_pages: set to how many, which may be 0
  *
- * Returns: false if all pages are claimed or there is no room in the buffer,
- * or it is too early
+ * Returns: false if all pages are claimed or there is no room in the buffer
  */
 bool snapshot_ram_scan(SnapshotRAM *s,
                        SnapshotPage pages[SNAPSHOT_RAM_MAX_NEXT],

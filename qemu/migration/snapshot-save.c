@@ -22,13 +22,31 @@ static unsigned long claim(SnapshotBlock *b, size_t first, size_t end)
     return mask & ~qatomic_fetch_or(word, mask);
 }
 
+/* What one thread has saved: counted here, as all of them share the totals */
+typedef struct Saved {
+    size_t pages;
+    size_t zero;
+    size_t untouched;
+} Saved;
+
+static size_t add_saved(SnapshotRAM *s, const Saved *saved)
+{
+    if (saved->zero) {
+        stat64_add(&s->zero_pages, saved->zero);
+    }
+    if (saved->untouched) {
+        stat64_add(&s->untouched_pages, saved->untouched);
+    }
+    return saved->pages;
+}
+
 /* Say that a page is all zeroes.  Returns the number of slots used by now. */
 static size_t add_zero(SnapshotRAM *s, SnapshotBlock *b, size_t offset,
-                       const uint32_t *slots, size_t used)
+                       const uint32_t *slots, size_t used, Saved *saved)
 {
     PageBufferEntry *entry;
 
-    stat64_add(&s->zero_pages, 1);
+    saved->zero++;
     if (used) {
         entry = page_buffer_entry(s->buffer, slots[used - 1]);
         if (entry->zero_pages &&
@@ -52,10 +70,10 @@ static size_t last_page(SnapshotRAM *s, SnapshotBlock *b, size_t unit)
 
 /*
  * Copy a claimed unit, from slot @used on.  Returns the number of slots used
- * by now, and adds to @pages.
+ * by now, and adds to @saved.
  */
 static size_t copy_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
-                        const uint32_t *slots, size_t used, size_t *pages)
+                        const uint32_t *slots, size_t used, Saved *saved)
 {
     RAMSourceKind kind = ram_source_find(&b->source, unit);
     size_t end = last_page(s, b, unit);
@@ -69,10 +87,10 @@ static size_t copy_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
         if (!test_bit(page, b->save)) {
             continue;
         }
-        ++*pages;
+        saved->pages++;
         if (kind == RAM_SOURCE_ZERO) {
-            stat64_add(&s->untouched_pages, 1);
-            used = add_zero(s, b, offset, slots, used);
+            saved->untouched++;
+            used = add_zero(s, b, offset, slots, used, saved);
             continue;
         }
         data = page_buffer_data(s->buffer, slots[used]);
@@ -82,7 +100,7 @@ static size_t copy_unit(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
             from = data;
         }
         if (s->config.detect_zero && buffer_is_zero(from, s->page_size)) {
-            used = add_zero(s, b, offset, slots, used);
+            used = add_zero(s, b, offset, slots, used, saved);
             continue;
         }
         if (from != data) {
@@ -156,7 +174,8 @@ size_t snapshot_ram_save_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                                size_t end, const uint32_t *slots,
                                size_t *num_used)
 {
-    size_t unit = first, run = first, used = 0, pages = 0;
+    size_t unit = first, run = first, used = 0;
+    Saved saved = {};
 
     while (unit < end) {
         size_t word_end = MIN(end, QEMU_ALIGN_UP(unit + 1, BITS_PER_LONG));
@@ -166,7 +185,7 @@ size_t snapshot_ram_save_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
             if (mine & BIT_MASK(unit)) {
                 qatomic_set(&snapshot_ram_copying, true);
                 signal_barrier();
-                used = copy_unit(s, b, unit, slots, used, &pages);
+                used = copy_unit(s, b, unit, slots, used, &saved);
                 signal_barrier();
                 qatomic_set(&snapshot_ram_copying, false);
                 continue;
@@ -188,14 +207,15 @@ size_t snapshot_ram_save_units(SnapshotRAM *s, SnapshotBlock *b, size_t first,
         release_units(s, b, run, end);
     }
     *num_used = used;
-    return pages;
+    return add_saved(s, &saved);
 }
 
 size_t snapshot_ram_save_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
                               size_t *end, const uint32_t *slots,
                               size_t num_slots, size_t *num_used)
 {
-    size_t unit = first, run = first, used = 0, pages = 0;
+    size_t unit = first, run = first, used = 0;
+    Saved saved = {};
 
     while (unit < *end && num_slots - used >= b->unit_pages) {
         /* Each page may need a slot, though it seldom does */
@@ -215,8 +235,10 @@ size_t snapshot_ram_save_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
             }
             for (page = unit * b->unit_pages; page < last; page++) {
                 if (test_bit(page, b->save)) {
-                    used = add_zero(s, b, page * s->page_size, slots, used);
-                    pages++;
+                    used = add_zero(s, b, page * s->page_size, slots, used,
+                                    &saved);
+                    saved.pages++;
+                    saved.untouched++;
                 }
             }
         }
@@ -224,10 +246,9 @@ size_t snapshot_ram_save_zero(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     if (run < unit) {
         release_units(s, b, run, unit);
     }
-    stat64_add(&s->untouched_pages, pages);
     *num_used = used;
     *end = unit;
-    return pages;
+    return add_saved(s, &saved);
 }
 
 void snapshot_ram_queue(SnapshotRAM *s, const uint32_t *slots, size_t num_used,

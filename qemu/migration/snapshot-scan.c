@@ -130,6 +130,18 @@ static bool choose_run(SnapshotRAM *s, Run *run)
     return false;
 }
 
+/* Scan from there again, unless another thread has gone back further */
+static void go_back(SnapshotRAM *s, size_t block, size_t unit)
+{
+    QEMU_LOCK_GUARD(&s->scan_lock);
+
+    if (block < s->scan_block ||
+        (block == s->scan_block && unit < s->scan_unit)) {
+        qatomic_set(&s->scan_block, block);
+        s->scan_unit = unit;
+    }
+}
+
 static void fill_pages(SnapshotRAM *s, SnapshotPage *pages,
                        const uint32_t *slots, size_t n)
 {
@@ -167,9 +179,7 @@ bool snapshot_ram_scan(SnapshotRAM *s,
                                   &used);
     if (end < run.end) {
         /* There were not slots enough */
-        QEMU_LOCK_GUARD(&s->scan_lock);
-        qatomic_set(&s->scan_block, run.block - s->blocks);
-        s->scan_unit = end;
+        go_back(s, run.block - s->blocks, end);
     }
     stat64_add(&s->scan_pages, saved);
     fill_pages(s, pages, run.slots, used);
@@ -206,12 +216,16 @@ static bool must_pause(SnapshotRAM *s)
 
 static void add_debt(SnapshotRAM *s, const SnapshotPage *pages, size_t n)
 {
-    size_t i;
-    QEMU_LOCK_GUARD(&s->scan_lock);
+    size_t i, size = 0;
 
-    for (i = 0; i < n; i++) {
-        s->debt += pages[i].data ? s->page_size : 0;
+    if (!s->config.bandwidth || !s->config.bandwidth()) {
+        return;
     }
+    for (i = 0; i < n; i++) {
+        size += pages[i].data ? s->page_size : 0;
+    }
+    QEMU_LOCK_GUARD(&s->scan_lock);
+    s->debt += size;
 }
 
 size_t snapshot_ram_next(SnapshotRAM *s,

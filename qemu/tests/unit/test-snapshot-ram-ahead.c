@@ -329,10 +329,12 @@ static uint64_t run_contents(const WriteTrapOps *trap, uint8_t *host, int fd)
     freeze(t);
     memcpy(t->blocks[0]->expected, host, NUM_PAGES * PAGE_SIZE);
     start(s, ARRAY_SIZE(s), host);
+    while (!test_ram_stats(t).faults) {
+        g_usleep(10);
+    }
     test_ram_save(t, 0);
     stop(s, ARRAY_SIZE(s));
     test_ram_check(t);
-    g_assert_cmpuint(test_ram_stats(t).faults, >, 0);
     test_ram_free(t);
     return let_through;
 }

@@ -122,28 +122,25 @@ static void test_contents(const void *trap)
 }
 
 /*
- * Memory that does not exist, but for pages here and there: a thread that has
- * too few slots for a piece leaves the rest to be found again
+ * Memory that does not exist, with holes of what others have claimed: threads
+ * that have too few slots for a piece leave the rest to be found again
  */
 static void test_untouched(const void *trap)
 {
-    size_t num_pages = 64 * MiB / PAGE_SIZE, page;
+    enum { PIECE = ZERO_SIZE / PAGE_SIZE };
+    size_t num_pages = 8 * PIECE, page;
     uint8_t *host = qemu_anon_ram_alloc(num_pages * PAGE_SIZE, NULL, false,
                                         true);
-    TestRAM *t = test_ram_new(64, true, LONG_MS);
+    TestRAM *t = test_ram_new(512, true, LONG_MS);
     Takers takers;
 
-    for (page = 1; page < num_pages; page += 3) {
-        if (page / 300 % 2) {
-            host[page * PAGE_SIZE] = 1;
-        }
-    }
     test_ram_add(t, host, num_pages, PAGE_SIZE, true);
     test_ram_arm(t, trap);
-    /* Holes in what does not exist, each of which takes a slot */
-    for (page = 0; page < 300; page += 2) {
-        set_bit(page, t->ram->blocks[0].claimed);
-        clear_bit(page, t->blocks[0]->save);
+    for (page = 0; page < num_pages; page += 2) {
+        if (page % PIECE < 300) {
+            set_bit(page, t->ram->blocks[0].claimed);
+            clear_bit(page, t->blocks[0]->save);
+        }
     }
     takers_start(&takers, t);
     takers_join(&takers);

@@ -10,6 +10,7 @@
 #include "qapi/error.h"
 #include "qemu/atomic.h"
 #include "qemu/bitmap.h"
+#include "qemu/thread.h"
 #include "qemu/units.h"
 #include "fake-write-trap.h"
 #include "snapshot-ram-helpers.h"
@@ -243,6 +244,77 @@ static void test_claimed(void)
     qemu_anon_ram_free(host, NUM_PAGES * PAGE_SIZE);
 }
 
+#define PART (NUM_PAGES / 2)
+
+/* A thread that scans, and which stands still when it is to release that */
+typedef struct Scanner {
+    QemuThread thread;
+    TestRAM *t;
+    bool entered;
+    bool leave;
+} Scanner;
+
+static Scanner scanners[2];
+
+static void part_release(void *host, size_t size)
+{
+    size_t page = ((uint8_t *)host - fake_trap.start) / PAGE_SIZE;
+    Scanner *s = &scanners[page / PART];
+
+    qatomic_set(&s->entered, true);
+    while (!qatomic_read(&s->leave)) {
+        g_usleep(100);
+    }
+}
+
+static void *scanner_thread(void *opaque)
+{
+    Scanner *s = opaque;
+
+    g_assert_true(test_ram_scan(s->t));
+    return NULL;
+}
+
+/* Two at a time run out of slots amid their runs: nothing is passed over */
+static void test_go_back(void)
+{
+    uint8_t *host = map_untouched();
+    TestRAM *t = test_ram_new(256, true, LONG_MS);
+    size_t i, page;
+
+    for (i = 0; i < ARRAY_SIZE(scanners); i++) {
+        TestBlock *b = test_ram_add(t, host + i * PART * PAGE_SIZE, PART,
+                                    PAGE_SIZE, true);
+
+        for (page = 0; page < PART; page += 2) {
+            bitmap_clear(b->save, page, 1);
+        }
+        b->expected = g_malloc0(PART * PAGE_SIZE);
+        scanners[i] = (Scanner) { .t = t };
+    }
+    snapshot_ram_set_trap(t->ram, &fake_trap_ops, &error_abort);
+    snapshot_ram_arm(t->ram, &error_abort);
+    fake_trap.before_release = part_release;
+    for (i = 0; i < ARRAY_SIZE(scanners); i++) {
+        qemu_thread_create(&scanners[i].thread, "scanner", scanner_thread,
+                           &scanners[i], QEMU_THREAD_JOINABLE);
+        while (!qatomic_read(&scanners[i].entered)) {
+            g_usleep(100);
+        }
+    }
+    /* The one that is behind is the first to tell */
+    for (i = 0; i < ARRAY_SIZE(scanners); i++) {
+        qatomic_set(&scanners[i].leave, true);
+        qemu_thread_join(&scanners[i].thread);
+    }
+    fake_trap.before_release = NULL;
+    test_ram_save(t, 0);
+    test_ram_check(t);
+    g_assert_cmpuint(fake_trap.twice, ==, 0);
+    test_ram_free(t);
+    qemu_anon_ram_free(host, NUM_PAGES * PAGE_SIZE);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -253,5 +325,6 @@ int main(int argc, char **argv)
     g_test_add_func("/snapshot-ram/untouched/urgent-calls", test_urgent_calls);
     g_test_add_func("/snapshot-ram/untouched/urgent-call", test_urgent_call);
     g_test_add_func("/snapshot-ram/untouched/claimed", test_claimed);
+    g_test_add_func("/snapshot-ram/untouched/go-back", test_go_back);
     return g_test_run();
 }
