@@ -12,12 +12,6 @@
 #include "snapshot-ram-internal.h"
 #include "trace.h"
 
-/* Find out what exists, of private memory just before it is armed */
-static bool look(SnapshotRAM *s, SnapshotBlock *b, Error **errp)
-{
-    return ram_source_look(&b->source, b->huge, errp);
-}
-
 bool snapshot_ram_set_trap(SnapshotRAM *s, const WriteTrapOps *ops,
                            Error **errp)
 {
@@ -55,7 +49,7 @@ bool snapshot_ram_set_trap(SnapshotRAM *s, const WriteTrapOps *ops,
             b->held = bitmap_new(b->num_units);
         }
         /* Of shared memory it is only about huge pages, and takes time */
-        if (b->source.shared && !look(s, b, errp)) {
+        if (b->source.shared && !ram_source_look(&b->source, b->huge, errp)) {
             error_prepend(errp, "RAM block '%s': ", b->name);
             return false;
         }
@@ -68,7 +62,8 @@ static bool arm_all(SnapshotRAM *s, SnapshotBlock *b, SnapshotArmWork *work,
                     Error **errp)
 {
     int64_t start = get_clock(), looked;
-    bool ok = b->source.shared || look(s, b, errp);
+    bool ok = b->source.shared ||
+              ram_source_look(&b->source, b->huge, errp);
 
     looked = get_clock();
     work->look_ns += looked - start;

@@ -112,7 +112,6 @@ static Window write_window(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
         size_t zero = ram_source_zero_units(&b->source, unit);
 
         if (end > unit + 1) {
-            zero = MIN(zero, ZERO_SIZE / b->unit_size);
             return (Window) { unit, MIN(end, unit + zero), KEEP_ZERO };
         }
         if (b->num_huge && is_untouched(b, huge_first(s, b, range),

@@ -21,7 +21,6 @@
 #include "ram.h"
 #include "snapshot-blocks.h"
 #include "snapshot-file.h"
-#include "trace.h"
 
 /* How often QEMU's migration figures are brought up to date */
 #define FIGURES_MS 100

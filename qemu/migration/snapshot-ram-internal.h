@@ -27,10 +27,7 @@
 /* The most that one thread saves at a time: a huge page of 2 MiB */
 #define MAX_PAGES SNAPSHOT_RAM_MAX_NEXT
 
-/* The most that one thread saves at a time of pages that do not exist */
-#define ZERO_SIZE RAM_SOURCE_MAX_ZERO
-
-/* Slots for these: one does, unless others have claimed a part */
+/* Slots for what does not exist: one does, unless others claimed a part */
 #define ZERO_SLOTS 64
 
 typedef struct SnapshotBlock {
@@ -296,6 +293,10 @@ void snapshot_ram_queue(SnapshotRAM *s, const uint32_t *slots, size_t num_used,
 bool snapshot_ram_scan(SnapshotRAM *s,
                        SnapshotPage pages[SNAPSHOT_RAM_MAX_NEXT],
                        size_t *num_pages);
+
+/* Tell what is in slots that were dequeued or filled */
+void snapshot_ram_fill_pages(SnapshotRAM *s, SnapshotPage *pages,
+                             const uint32_t *slots, size_t n);
 
 /**
  * snapshot_ram_queued: take pages that are queued, the oldest first

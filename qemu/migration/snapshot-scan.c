@@ -43,7 +43,7 @@ static bool choose_zero(SnapshotRAM *s, Run *run)
         return false;
     }
     run->zero = true;
-    run->end = run->first + MIN(zero, ZERO_SIZE / b->unit_size);
+    run->end = run->first + zero;
     run->num_slots = page_buffer_try_take(s->buffer, run->slots, b->unit_pages,
                                           max,
                                           page_buffer_num_slots(s->buffer) / 2);
@@ -142,8 +142,8 @@ static void go_back(SnapshotRAM *s, size_t block, size_t unit)
     }
 }
 
-static void fill_pages(SnapshotRAM *s, SnapshotPage *pages,
-                       const uint32_t *slots, size_t n)
+void snapshot_ram_fill_pages(SnapshotRAM *s, SnapshotPage *pages,
+                             const uint32_t *slots, size_t n)
 {
     size_t i;
 
@@ -182,7 +182,7 @@ bool snapshot_ram_scan(SnapshotRAM *s,
         go_back(s, run.block - s->blocks, end);
     }
     stat64_add(&s->scan_pages, saved);
-    fill_pages(s, pages, run.slots, used);
+    snapshot_ram_fill_pages(s, pages, run.slots, used);
     page_buffer_give(s->buffer, run.slots + used, run.num_slots - used);
     *num_pages = used;
     return true;
@@ -196,7 +196,7 @@ size_t snapshot_ram_queued(SnapshotRAM *s,
     size_t n;
 
     n = page_buffer_dequeue(s->buffer, slots, ARRAY_SIZE(slots), wait);
-    fill_pages(s, pages, slots, n);
+    snapshot_ram_fill_pages(s, pages, slots, n);
     return n;
 }
 

@@ -77,3 +77,17 @@ void real_trap_skip(const void *ops)
     g_test_skip(error_get_pretty(err));
     error_free(err);
 }
+
+void real_traps_add_test(const char *prefix, const char *name,
+                         GTestDataFunc fn)
+{
+    const WriteTrapOps *const *trap;
+
+    for (trap = real_traps(); *trap; trap++) {
+        g_autofree char *path = g_strdup_printf("%s/%s/%s", prefix,
+                                                (*trap)->name, name);
+
+        g_test_add_data_func(path, *trap, real_trap_available(*trap, NULL)
+                                          ? fn : real_trap_skip);
+    }
+}

@@ -26,4 +26,11 @@ bool real_trap_serves(const WriteTrapOps *ops, const MemoryKind *kind);
 /* GTestDataFunc: the test of a trap that the host does not allow, says why */
 void real_trap_skip(const void *ops);
 
+/*
+ * Add @prefix/TRAP/@name for each trap; where the host does not allow the trap,
+ * it is skipped, and says why
+ */
+void real_traps_add_test(const char *prefix, const char *name,
+                         GTestDataFunc fn);
+
 #endif

@@ -152,21 +152,10 @@ size_t test_ram_drain(TestRAM *t)
 {
     uint32_t slots[64];
     SnapshotPage pages[ARRAY_SIZE(slots)];
-    size_t i, n = page_buffer_dequeue(t->buffer, slots, ARRAY_SIZE(slots),
-                                      PAGE_BUFFER_NO_WAIT);
+    size_t n = page_buffer_dequeue(t->buffer, slots, ARRAY_SIZE(slots),
+                                   PAGE_BUFFER_NO_WAIT);
 
-    for (i = 0; i < n; i++) {
-        PageBufferEntry *entry = page_buffer_entry(t->buffer, slots[i]);
-
-        pages[i] = (SnapshotPage) {
-            .owner = entry->owner,
-            .offset = entry->offset,
-            .data = entry->zero_pages ? NULL
-                                      : page_buffer_data(t->buffer, slots[i]),
-            .num_pages = MAX(1, entry->zero_pages),
-            .slot = slots[i],
-        };
-    }
+    snapshot_ram_fill_pages(t->ram, pages, slots, n);
     return test_ram_take(t, pages, n);
 }
 

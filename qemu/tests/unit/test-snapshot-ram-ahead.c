@@ -568,19 +568,8 @@ static void test_stop(void)
     unmap(host);
 }
 
-static void add_trap_test(const WriteTrapOps *trap, const char *name,
-                          GTestDataFunc fn)
-{
-    g_autofree char *path = g_strdup_printf("/snapshot-ram/ahead/%s/%s",
-                                            trap->name, name);
-
-    g_test_add_data_func(path, trap, fn);
-}
-
 int main(int argc, char **argv)
 {
-    const WriteTrapOps *const *trap;
-
     g_test_init(&argc, &argv, NULL);
     g_test_add_data_func("/snapshot-ram/ahead/between/all", &fake_trap_ops,
                          test_between);
@@ -592,18 +581,13 @@ int main(int argc, char **argv)
     g_test_add_func("/snapshot-ram/ahead/others", test_others);
     g_test_add_func("/snapshot-ram/ahead/fails", test_fails);
     g_test_add_func("/snapshot-ram/ahead/stop", test_stop);
-    for (trap = real_traps(); *trap; trap++) {
-        if (!real_trap_available(*trap, NULL)) {
-            add_trap_test(*trap, "unavailable", real_trap_skip);
-            continue;
-        }
-        add_trap_test(*trap, "write", test_write);
-        add_trap_test(*trap, "appear", test_appear);
-        add_trap_test(*trap, "discard", test_discard);
-        add_trap_test(*trap, "system-call", test_system_call);
-        add_trap_test(*trap, "huge", test_huge);
-        add_trap_test(*trap, "contents", test_contents);
-        add_trap_test(*trap, "contents-shared", test_contents_shared);
-    }
+    real_traps_add_test("/snapshot-ram/ahead", "write", test_write);
+    real_traps_add_test("/snapshot-ram/ahead", "appear", test_appear);
+    real_traps_add_test("/snapshot-ram/ahead", "discard", test_discard);
+    real_traps_add_test("/snapshot-ram/ahead", "system-call", test_system_call);
+    real_traps_add_test("/snapshot-ram/ahead", "huge", test_huge);
+    real_traps_add_test("/snapshot-ram/ahead", "contents", test_contents);
+    real_traps_add_test("/snapshot-ram/ahead", "contents-shared",
+                        test_contents_shared);
     return g_test_run();
 }

@@ -127,7 +127,7 @@ static void test_contents(const void *trap)
  */
 static void test_untouched(const void *trap)
 {
-    enum { PIECE = ZERO_SIZE / PAGE_SIZE };
+    enum { PIECE = RAM_SOURCE_MAX_ZERO / PAGE_SIZE };
     size_t num_pages = 8 * PIECE, page;
     uint8_t *host = qemu_anon_ram_alloc(num_pages * PAGE_SIZE, NULL, false,
                                         true);
@@ -266,31 +266,14 @@ static void test_bandwidth(void)
     test_unmap(host, 8192);
 }
 
-static void add_trap_test(const WriteTrapOps *trap, const char *name,
-                          GTestDataFunc fn)
-{
-    g_autofree char *path = g_strdup_printf("/snapshot-ram/next/%s/%s",
-                                            trap->name, name);
-
-    g_test_add_data_func(path, trap, fn);
-}
-
 int main(int argc, char **argv)
 {
-    const WriteTrapOps *const *trap;
-
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/snapshot-ram/next/order", test_order);
     g_test_add_func("/snapshot-ram/next/stop", test_stop);
     g_test_add_func("/snapshot-ram/next/room", test_room);
     g_test_add_func("/snapshot-ram/next/bandwidth", test_bandwidth);
-    for (trap = real_traps(); *trap; trap++) {
-        if (!real_trap_available(*trap, NULL)) {
-            add_trap_test(*trap, "unavailable", real_trap_skip);
-            continue;
-        }
-        add_trap_test(*trap, "contents", test_contents);
-        add_trap_test(*trap, "untouched", test_untouched);
-    }
+    real_traps_add_test("/snapshot-ram/next", "contents", test_contents);
+    real_traps_add_test("/snapshot-ram/next", "untouched", test_untouched);
     return g_test_run();
 }

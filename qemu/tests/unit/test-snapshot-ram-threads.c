@@ -477,19 +477,8 @@ static void test_system_call(const void *opaque)
     test_unmap(host, 100);
 }
 
-static void add_trap_test(const WriteTrapOps *trap, const char *name,
-                          GTestDataFunc fn)
-{
-    g_autofree char *path = g_strdup_printf("/snapshot-ram/%s/%s", trap->name,
-                                            name);
-
-    g_test_add_data_func(path, trap, fn);
-}
-
 int main(int argc, char **argv)
 {
-    const WriteTrapOps *const *trap;
-
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/snapshot-ram/claims", test_claims);
     g_test_add_func("/snapshot-ram/back-pressure", test_back_pressure);
@@ -501,17 +490,10 @@ int main(int argc, char **argv)
     g_test_add_func("/snapshot-ram/deadline/urgent-calls",
                     test_deadline_urgent_calls);
     g_test_add_func("/snapshot-ram/stop-wakes", test_stop_wakes);
-    for (trap = real_traps(); *trap; trap++) {
-        if (!real_trap_available(*trap, NULL)) {
-            add_trap_test(*trap, "unavailable",
-                          real_trap_skip);
-            continue;
-        }
-        add_trap_test(*trap, "contents", test_contents);
-        add_trap_test(*trap, "contents-slow", test_contents_slow);
-        add_trap_test(*trap, "contents-huge", test_contents_huge);
-        add_trap_test(*trap, "partial", test_partial);
-        add_trap_test(*trap, "system-call", test_system_call);
-    }
+    real_traps_add_test("/snapshot-ram", "contents", test_contents);
+    real_traps_add_test("/snapshot-ram", "contents-slow", test_contents_slow);
+    real_traps_add_test("/snapshot-ram", "contents-huge", test_contents_huge);
+    real_traps_add_test("/snapshot-ram", "partial", test_partial);
+    real_traps_add_test("/snapshot-ram", "system-call", test_system_call);
     return g_test_run();
 }
