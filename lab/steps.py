@@ -86,6 +86,18 @@ def expect_end(vm: VM, mark: int, status: str, timeout: float) -> str:
     raise AssertionError(f'snapshot completed, expected {status}')
 
 
+def expect_not_whole(scene: Scene, vm: VM, image: Path) -> None:
+    """The unmodified QEMU does not take @image for one."""
+    vm.qmp.cmd('stop')
+    try:
+        snapshot.restore(image, vm.hardware, scene.logs / 'not-whole',
+                         scene.place, scene.format).close()
+    except snapshot.SnapshotFailed:
+        vm.qmp.cmd('cont')
+        return
+    raise AssertionError('an image that is not whole was restored')
+
+
 def expect_trap(vm: VM, trap: str) -> None:
     """The latest snapshot has used it."""
     used = snapshot.used_trap(vm)

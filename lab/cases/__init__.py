@@ -12,6 +12,6 @@ from . import (changing, choice, failing, formats, kvm, lifecycle, memory,
 # called <host>/<case>.
 ALL: Dict[str, Tuple[str, Case]] = {
     f'{host}/{case.name}' if host else case.name: (host, case)
-    for module in (sensitivity, roundtrip, formats, scattered, memory, changing, choice,
-                   lifecycle, failing, kvm, own_writes)
+    for module in (sensitivity, roundtrip, formats, scattered, memory,
+                   changing, choice, lifecycle, failing, kvm, own_writes)
     for case in module.CASES for host in case.hosts or ('',)}

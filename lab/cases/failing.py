@@ -7,10 +7,11 @@ import time
 
 from .. import snapshot
 from ..hardware import Hardware
-from ..host import mount_tmpfs
+from ..host import mount_tmpfs, needs_direct_io
 from ..scene import Case, Scene
 from ..sink import FileSink, PipeSink
-from ..steps import begin, expect_active, expect_end, refused, still_clean
+from ..steps import (begin, expect_active, expect_end, expect_not_whole,
+                     refused, still_clean)
 
 CANCEL_S = 15
 
@@ -42,17 +43,21 @@ def disk_full(scene: Scene) -> None:
     """A file system fills up; when there is room, a retry works."""
     room = scene.files / 'tmpfs'
     mount_tmpfs(scene, room, 'size=64m')
+    if scene.format.direct:
+        needs_direct_io(room)
     vm = scene.boot()
     scene.pause(vm)
-    mark = snapshot.start(vm, FileSink(room / 'image'))
+    image = room / 'image'
+    mark = snapshot.start(vm, FileSink(image, scene.format))
     reason = expect_end(vm, mark, 'failed', 60)
     if 'No space left' not in reason:
         raise AssertionError(f'the reason does not name the cause: {reason}')
     vm.expect_status('running')
     scene.prove(vm)
-    (room / 'image').unlink()
+    expect_not_whole(scene, vm, image)
+    image.unlink()
     subprocess.run(['mount', '-o', 'remount,size=1g', room], check=True)
-    scene.round_trip(vm, FileSink(room / 'image'))
+    scene.round_trip(vm, FileSink(image, scene.format))
 
 
 def cancel(scene: Scene) -> None:

@@ -12,17 +12,16 @@ from pathlib import Path
 from .. import snapshot
 from ..format import FORMATS, Format
 from ..hardware import Hardware
-from ..host import mount_tmpfs, needs_direct_io
 from ..scene import Case, Scene, rounds
 from ..sink import FileSink
 from ..snapshot import TRAPS
-from ..steps import (Begun, begin, expect_end, expect_trap, refused,
-                     still_clean, wait_until)
+from ..steps import (Begun, begin, expect_end, expect_not_whole, expect_trap,
+                     refused, still_clean, wait_until)
 from ..vm import VM
+from .failing import CANCEL_S, disk_full
 
 # So slow that something can be done meanwhile.
 SLOW = 20_000_000
-CANCEL_S = 15
 OFFSET = 0x12345
 
 
@@ -38,18 +37,6 @@ def _begin_slow(scene: Scene, vm: VM) -> Begun:
 
 def _full_speed(vm: VM) -> None:
     vm.qmp.cmd('migrate-set-parameters', max_bandwidth=0)
-
-
-def _not_whole(scene: Scene, vm: VM, image: Path) -> None:
-    """The unmodified QEMU does not take @image for one."""
-    vm.qmp.cmd('stop')
-    try:
-        snapshot.restore(image, vm.hardware, scene.logs / 'not-whole',
-                         scene.place, scene.format).close()
-    except snapshot.SnapshotFailed:
-        vm.qmp.cmd('cont')
-        return
-    raise AssertionError('an image that is not whole was restored')
 
 
 def _each_format(scene: Scene, trap: str) -> None:
@@ -132,23 +119,8 @@ def _refusals(scene: Scene) -> None:
 
 
 def _disk_full(scene: Scene, name: str) -> None:
-    """A file system fills up; when there is room, a retry works."""
     scene.format = FORMATS[name]
-    room = scene.files / 'tmpfs'
-    mount_tmpfs(scene, room, 'size=64m')
-    if scene.format.direct:
-        needs_direct_io(room)
-    vm = scene.boot()
-    scene.pause(vm)
-    mark = snapshot.start(vm, FileSink(room / 'image', scene.format))
-    reason = expect_end(vm, mark, 'failed', 60)
-    if 'No space left' not in reason:
-        raise AssertionError(f'the reason does not name the cause: {reason}')
-    vm.expect_status('running')
-    scene.prove(vm)
-    _not_whole(scene, vm, room / 'image')
-    (room / 'image').unlink()
-    scene.round_trip(vm)
+    disk_full(scene)
 
 
 def _cancel(scene: Scene, name: str) -> None:
@@ -159,7 +131,7 @@ def _cancel(scene: Scene, name: str) -> None:
     expect_end(vm, begun.mark, 'cancelled', CANCEL_S)
     vm.expect_status('running')
     scene.prove(vm)
-    _not_whole(scene, vm, begun.sink.path)
+    expect_not_whole(scene, vm, begun.sink.path)
     _full_speed(vm)
     scene.round_trip(vm, FileSink(scene.image('second'), scene.format))
 
@@ -172,7 +144,7 @@ def _killed(scene: Scene, name: str) -> None:
     os.kill(vm.process.pid, signal.SIGKILL)
     vm.close()
     other = scene.boot()
-    _not_whole(scene, other, begun.sink.path)
+    expect_not_whole(scene, other, begun.sink.path)
 
 
 CASES = [
