@@ -51,7 +51,7 @@ def measure(row: Row, variant: Variant, folder: Path, dd_bytes: int = 0
         if not dd_bytes:
             raise Unavailable('no image of this row was measured before')
         _needs_memory(dd_bytes >> 20)
-        return {**named, **ways.dd(image, dd_bytes, variant.direct,
+        return {**named, **ways.dd(image, dd_bytes, variant.format.direct,
                                    TMPFS / 'bench-source')}
     _needs_memory(row.ram_mb)
     image.unlink(missing_ok=True)

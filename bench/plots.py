@@ -204,10 +204,10 @@ def _throughput(measurements: Sequence[Measurement]) -> None:
         value = _middle(measurements, 'throughput', v.name, 'throughput') / 1e6
         if value != value:
             continue
-        if v.format == 'mapped-ram':
+        if v.format.mapped:
             name = f'{v.trap or v.how}, mapped-ram' + (
-                ', direct' if v.direct else '')
-            lines.setdefault(name, {})[v.channels] = value
+                ', direct' if v.format.direct else '')
+            lines.setdefault(name, {})[v.format.channels] = value
         else:
             ax.axhline(value, linestyle=':', linewidth=0.8, color='grey')
             ax.annotate(v.name if v.how != 'live' else f'{v.name}, stream',

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import List, Optional, Union
 
 from lab import env, snapshot
+from lab.format import STREAM, Format
 
 
 @dataclass
@@ -46,16 +47,13 @@ class Variant:
     that is stopped, snapshot-save into the VM's disk (savevm), or no QEMU at
     all, but dd of as many bytes;
     trap: its snapshot-write-trap, None if unmodified;
-    format: stream or mapped-ram; channels: those of multifd, 0: without it;
-    direct: direct-io.
+    format: see lab/format.py; of dd, only whether it is direct.
     """
     name: str
     binary: Path
     how: str = 'live'
     trap: Optional[str] = None
-    format: str = 'stream'
-    channels: int = 0
-    direct: bool = False
+    format: Format = STREAM
 
 
 STOCK = Variant('stock', env.STOCK)
@@ -66,8 +64,8 @@ def _mapped(base: Variant, channels: int, direct: bool = False) -> Variant:
     """@base with mapped-ram, and with multifd if there are channels."""
     name = (f'{base.name}-mapped' + (f'-{channels}' if channels else '')
             + ('-direct' if direct else ''))
-    return Variant(name, base.binary, base.how, base.trap, 'mapped-ram',
-                   channels, direct)
+    return Variant(name, base.binary, base.how, base.trap,
+                   Format(mapped=True, channels=channels, direct=direct))
 
 
 _STOPPED = Variant('stopped', env.STOCK, 'stopped')
@@ -81,7 +79,7 @@ FORMATS = [
     *[_mapped(trap, 2, True) for trap in TRAPS[1:]],
     # At the end: they write as many bytes as the others have.
     Variant('dd', Path('dd'), 'dd'),
-    Variant('dd-direct', Path('dd'), 'dd', direct=True),
+    Variant('dd-direct', Path('dd'), 'dd', format=Format(direct=True)),
 ]
 LIVE = [STOCK, *TRAPS]
 

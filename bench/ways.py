@@ -32,13 +32,7 @@ def configure(vm: VM, row: Row, variant: Variant) -> None:
         parameters['snapshot_write_trap'] = variant.trap
         if row.buffer_mb:
             parameters['snapshot_buffer_size'] = row.buffer_mb << 20
-    if variant.channels:
-        parameters['multifd_channels'] = variant.channels
-    if variant.direct:
-        parameters['direct_io'] = True
-    wanted = {'events': True, 'background-snapshot': variant.how == 'live',
-              'mapped-ram': variant.format == 'mapped-ram',
-              'multifd': variant.channels > 0}
+    wanted = {'events': True, 'background-snapshot': variant.how == 'live'}
     try:
         reason = variant.trap and snapshot.traps(vm)[variant.trap]
         if reason:
@@ -47,6 +41,7 @@ def configure(vm: VM, row: Row, variant: Variant) -> None:
             {'capability': name, 'state': state}
             for name, state in wanted.items()])
         vm.qmp.cmd('migrate-set-parameters', **parameters)
+        variant.format.choose(vm)
     except ExecuteError as refusal:
         raise Unavailable(refusal) from refusal
 

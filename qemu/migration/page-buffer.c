@@ -53,8 +53,8 @@ struct PageBuffer {
     QemuCond queue_cond;
     /* Consumers who wait */
     unsigned int consumers;
-    /* How often slots were given back */
-    uint64_t num_given;
+    /* How often slots were given back; read without the lock as well */
+    unsigned int num_given;
     bool stopped;
 
     /* Stack of free slots */
@@ -192,7 +192,7 @@ static void page_buffer_push_free(PageBuffer *pb, uint32_t slot)
 /* To be called when slots were freed */
 static void page_buffer_signal_free(PageBuffer *pb)
 {
-    pb->num_given++;
+    qatomic_set(&pb->num_given, pb->num_given + 1);
     if (pb->waiters) {
         qemu_cond_broadcast(&pb->free_cond);
     }
@@ -296,20 +296,28 @@ void page_buffer_queue(PageBuffer *pb, const uint32_t *slots, size_t n)
     qemu_cond_signal(&pb->queue_cond);
 }
 
-size_t page_buffer_dequeue(PageBuffer *pb, uint32_t *slots, size_t max,
-                           PageBufferWait wait)
+/* Could something be queued yet, though nothing is?  With the lock held. */
+static bool page_buffer_may_be_queued(PageBuffer *pb)
 {
-    uint64_t given;
+    return !pb->stopped && !pb->num_queued && pb->num_free < pb->num_slots;
+}
+
+/* With the lock held */
+static void page_buffer_wait_for_queue(PageBuffer *pb)
+{
+    pb->consumers++;
+    qemu_cond_wait(&pb->queue_cond, &pb->lock);
+    pb->consumers--;
+}
+
+size_t page_buffer_dequeue(PageBuffer *pb, uint32_t *slots, size_t max,
+                           bool wait)
+{
     size_t i, n;
     QEMU_LOCK_GUARD(&pb->lock);
 
-    given = pb->num_given;
-    while (wait != PAGE_BUFFER_NO_WAIT && !pb->stopped && !pb->num_queued &&
-           pb->num_free < pb->num_slots &&
-           (wait == PAGE_BUFFER_WAIT || pb->num_given == given)) {
-        pb->consumers++;
-        qemu_cond_wait(&pb->queue_cond, &pb->lock);
-        pb->consumers--;
+    while (wait && page_buffer_may_be_queued(pb)) {
+        page_buffer_wait_for_queue(pb);
     }
     if (pb->stopped) {
         return 0;
@@ -322,6 +330,20 @@ size_t page_buffer_dequeue(PageBuffer *pb, uint32_t *slots, size_t max,
     }
     pb->num_queued -= n;
     return n;
+}
+
+unsigned int page_buffer_given(PageBuffer *pb)
+{
+    return qatomic_read(&pb->num_given);
+}
+
+void page_buffer_wait(PageBuffer *pb, unsigned int given)
+{
+    QEMU_LOCK_GUARD(&pb->lock);
+
+    while (page_buffer_may_be_queued(pb) && pb->num_given == given) {
+        page_buffer_wait_for_queue(pb);
+    }
 }
 
 void page_buffer_warm(PageBuffer *pb)

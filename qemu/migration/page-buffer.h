@@ -100,25 +100,28 @@ void *page_buffer_data(PageBuffer *pb, uint32_t slot);
  */
 void page_buffer_queue(PageBuffer *pb, const uint32_t *slots, size_t n);
 
-/* What page_buffer_dequeue() waits for if nothing is queued */
-typedef enum PageBufferWait {
-    PAGE_BUFFER_NO_WAIT,
-    /* Until something is, or no slot is out that may be */
-    PAGE_BUFFER_WAIT,
-    /* The same, but no longer than until slots have been given back */
-    PAGE_BUFFER_WAIT_GIVEN,
-} PageBufferWait;
-
 /**
  * page_buffer_dequeue: take queued slots out, the oldest first
  *
  * @slots: filled with up to @max slots
+ * @wait: until something is queued, or no slot is out that may be
  *
  * Returns: the number of slots; 0 if nothing is queued, and after
  * page_buffer_stop()
  */
 size_t page_buffer_dequeue(PageBuffer *pb, uint32_t *slots, size_t max,
-                           PageBufferWait wait);
+                           bool wait);
+
+/* Returns: how often slots have been given back, for page_buffer_wait() */
+unsigned int page_buffer_given(PageBuffer *pb);
+
+/**
+ * page_buffer_wait: wait until something is queued, or slots are given back,
+ * or there is nothing to wait for
+ *
+ * @given: what page_buffer_given() returned before the caller found neither
+ */
+void page_buffer_wait(PageBuffer *pb, unsigned int given);
 
 /**
  * page_buffer_warm: have the host allocate what will be filled next

@@ -308,7 +308,7 @@ void snapshot_ram_fill_pages(SnapshotRAM *s, SnapshotPage *pages,
  */
 size_t snapshot_ram_queued(SnapshotRAM *s,
                            SnapshotPage pages[SNAPSHOT_RAM_MAX_NEXT],
-                           PageBufferWait wait);
+                           bool wait);
 
 /* Returns: whether the scanner has seen all pages */
 bool snapshot_ram_scan_done(SnapshotRAM *s);

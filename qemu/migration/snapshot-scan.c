@@ -190,7 +190,7 @@ bool snapshot_ram_scan(SnapshotRAM *s,
 
 size_t snapshot_ram_queued(SnapshotRAM *s,
                            SnapshotPage pages[SNAPSHOT_RAM_MAX_NEXT],
-                           PageBufferWait wait)
+                           bool wait)
 {
     uint32_t slots[SNAPSHOT_RAM_MAX_NEXT];
     size_t n;
@@ -232,19 +232,21 @@ size_t snapshot_ram_next(SnapshotRAM *s,
                          SnapshotPage pages[SNAPSHOT_RAM_MAX_NEXT])
 {
     while (!qatomic_read(&s->stopped)) {
+        unsigned int given = page_buffer_given(s->buffer);
         bool done = snapshot_ram_scan_done(s);
         size_t n;
 
         stat64_set(&s->last_next_ns, get_clock());
         page_buffer_warm(s->buffer);
-        n = snapshot_ram_queued(s, pages, PAGE_BUFFER_NO_WAIT);
+        n = snapshot_ram_queued(s, pages, false);
         if (!n && !done && must_pause(s)) {
             g_usleep(PAUSE_US);
             continue;
         }
-        if (!n && (done || !snapshot_ram_scan(s, pages, &n))) {
-            n = snapshot_ram_queued(s, pages, done ? PAGE_BUFFER_WAIT
-                                                   : PAGE_BUFFER_WAIT_GIVEN);
+        if (!n && done) {
+            n = snapshot_ram_queued(s, pages, true);
+        } else if (!n && !snapshot_ram_scan(s, pages, &n)) {
+            page_buffer_wait(s->buffer, given);
         }
         if (n) {
             add_debt(s, pages, n);

@@ -153,7 +153,7 @@ size_t test_ram_drain(TestRAM *t)
     uint32_t slots[64];
     SnapshotPage pages[ARRAY_SIZE(slots)];
     size_t n = page_buffer_dequeue(t->buffer, slots, ARRAY_SIZE(slots),
-                                   PAGE_BUFFER_NO_WAIT);
+                                   false);
 
     snapshot_ram_fill_pages(t->ram, pages, slots, n);
     return test_ram_take(t, pages, n);
@@ -225,4 +225,77 @@ SnapshotRAMStats test_ram_stats(TestRAM *t)
 
     snapshot_ram_get_stats(t->ram, &stats);
     return stats;
+}
+
+typedef struct Scribbler {
+    QemuThread thread;
+    uint8_t *host;
+    size_t num_pages;
+    GRand *rand;
+    uint64_t writes;
+    bool stop;
+} Scribbler;
+
+struct TestScribblers {
+    size_t n;
+    Scribbler scribblers[];
+};
+
+static void *scribble_thread(void *opaque)
+{
+    Scribbler *s = opaque;
+    uint64_t writes = 0;
+
+    while (!qatomic_read(&s->stop)) {
+        uint64_t *word = (uint64_t *)s->host +
+                         g_rand_int(s->rand) % (s->num_pages * PAGE_SIZE / 8);
+
+        qatomic_set(word, ++writes);
+        qatomic_set(&s->writes, writes);
+    }
+    return NULL;
+}
+
+TestScribblers *test_scribblers_start(size_t n, uint8_t *host, size_t num_pages)
+{
+    TestScribblers *all = g_malloc0(sizeof(*all) + n * sizeof(Scribbler));
+    size_t i;
+
+    all->n = n;
+    for (i = 0; i < n; i++) {
+        Scribbler *s = &all->scribblers[i];
+
+        s->host = host;
+        s->num_pages = num_pages;
+        s->rand = g_rand_new_with_seed(g_test_rand_int());
+        qemu_thread_create(&s->thread, "scribbler", scribble_thread, s,
+                           QEMU_THREAD_JOINABLE);
+    }
+    return all;
+}
+
+void test_scribblers_wait(TestScribblers *all)
+{
+    size_t i;
+
+    for (i = 0; i < all->n; i++) {
+        while (!qatomic_read(&all->scribblers[i].writes)) {
+            g_usleep(10);
+        }
+    }
+}
+
+uint64_t test_scribblers_stop(TestScribblers *all)
+{
+    uint64_t writes = 0;
+    size_t i;
+
+    for (i = 0; i < all->n; i++) {
+        qatomic_set(&all->scribblers[i].stop, true);
+        qemu_thread_join(&all->scribblers[i].thread);
+        g_rand_free(all->scribblers[i].rand);
+        writes += all->scribblers[i].writes;
+    }
+    g_free(all);
+    return writes;
 }

@@ -104,4 +104,16 @@ void test_ram_free(TestRAM *t);
 
 SnapshotRAMStats test_ram_stats(TestRAM *t);
 
+/* Threads that write everywhere; no page is zero for long */
+typedef struct TestScribblers TestScribblers;
+
+TestScribblers *test_scribblers_start(size_t n, uint8_t *host,
+                                      size_t num_pages);
+
+/* Wait until each of them has written */
+void test_scribblers_wait(TestScribblers *scribblers);
+
+/* Returns: how often they have written */
+uint64_t test_scribblers_stop(TestScribblers *scribblers);
+
 #endif

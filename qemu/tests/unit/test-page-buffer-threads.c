@@ -92,7 +92,7 @@ static void *consume(void *opaque)
 
         last = qatomic_read(&t->produced);
         while ((n = page_buffer_dequeue(t->pb, slots, ARRAY_SIZE(slots),
-                                        PAGE_BUFFER_WAIT))) {
+                                        true))) {
             for (i = 0; i < n; i++) {
                 PageBufferEntry *entry = page_buffer_entry(t->pb, slots[i]);
                 uint64_t *data = page_buffer_data(t->pb, slots[i]);

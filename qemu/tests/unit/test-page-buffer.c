@@ -59,10 +59,10 @@ static void test_new(void)
 
     g_assert_cmpuint(page_buffer_num_slots(pb), ==, 3);
     g_assert_cmpuint(page_buffer_peak(pb), ==, 0);
-    g_assert_cmpuint(page_buffer_dequeue(pb, &slot, 1, PAGE_BUFFER_NO_WAIT),
+    g_assert_cmpuint(page_buffer_dequeue(pb, &slot, 1, false),
                      ==, 0);
     /* All slots are free, so there is nothing to wait for */
-    g_assert_cmpuint(page_buffer_dequeue(pb, &slot, 1, PAGE_BUFFER_WAIT),
+    g_assert_cmpuint(page_buffer_dequeue(pb, &slot, 1, true),
                      ==, 0);
     page_buffer_free(pb);
 
@@ -89,7 +89,7 @@ static void test_order(void)
             }
             page_buffer_queue(pb, in, ARRAY_SIZE(in));
         }
-        n = page_buffer_dequeue(pb, out, ARRAY_SIZE(out), PAGE_BUFFER_WAIT);
+        n = page_buffer_dequeue(pb, out, ARRAY_SIZE(out), true);
         g_assert_cmpuint(n, ==, ARRAY_SIZE(out));
         for (i = 0; i < n; i++) {
             uint8_t *data = page_buffer_data(pb, out[i]);
@@ -173,7 +173,7 @@ static void test_try_take(void)
     /* Queued slots are no room either */
     page_buffer_queue(pb, slots, n);
     g_assert_cmpuint(page_buffer_try_take(pb, slots, 1, 1, half), ==, 0);
-    n = page_buffer_dequeue(pb, slots, NUM_SLOTS, PAGE_BUFFER_NO_WAIT);
+    n = page_buffer_dequeue(pb, slots, NUM_SLOTS, false);
     g_assert_cmpuint(n, ==, half);
     page_buffer_give(pb, slots, 1);
     g_assert_cmpuint(page_buffer_try_take(pb, slots, 1, 2, half), ==, 1);
@@ -235,12 +235,12 @@ static void test_stop(void)
     g_assert_cmpuint(page_buffer_take(pb, &slot, 1, 1, true, LATE, &waited), ==,
                      0);
     g_assert_false(waited);
-    g_assert_cmpuint(page_buffer_dequeue(pb, &slot, 1, PAGE_BUFFER_WAIT),
+    g_assert_cmpuint(page_buffer_dequeue(pb, &slot, 1, true),
                      ==, 0);
 
     /* All go back, none is queued */
     page_buffer_queue(pb, slots + 1, NUM_SLOTS - 2);
-    g_assert_cmpuint(page_buffer_dequeue(pb, &slot, 1, PAGE_BUFFER_NO_WAIT),
+    g_assert_cmpuint(page_buffer_dequeue(pb, &slot, 1, false),
                      ==, 0);
     page_buffer_give(pb, slots + NUM_SLOTS - 1, 1);
     page_buffer_free(pb);
@@ -269,16 +269,17 @@ static void *waiter_dequeue(void *opaque)
 {
     Waiter *w = opaque;
 
-    w->n = page_buffer_dequeue(w->pb, w->slots, 2, PAGE_BUFFER_WAIT);
+    w->n = page_buffer_dequeue(w->pb, w->slots, 2, true);
     qatomic_set(&w->done, true);
     return NULL;
 }
 
-static void *waiter_dequeue_or_given(void *opaque)
+static void *waiter_wait(void *opaque)
 {
     Waiter *w = opaque;
 
-    w->n = page_buffer_dequeue(w->pb, w->slots, 2, PAGE_BUFFER_WAIT_GIVEN);
+    page_buffer_wait(w->pb, page_buffer_given(w->pb));
+    w->n = page_buffer_dequeue(w->pb, w->slots, 2, false);
     qatomic_set(&w->done, true);
     return NULL;
 }
@@ -364,6 +365,7 @@ static void test_waiters_first(void)
 static void test_dequeue_waits(void)
 {
     PageBuffer *pb = new_buffer(NUM_SLOTS);
+    unsigned int given;
     uint32_t slots[3];
     Waiter *w;
 
@@ -383,10 +385,19 @@ static void test_dequeue_waits(void)
 
     /* Nothing is queued, but room has come that it waits for as well */
     take_one_by_one(pb, slots, 2);
-    w = waiter_new(pb, waiter_dequeue_or_given);
+    w = waiter_new(pb, waiter_wait);
     page_buffer_give(pb, slots, 1);
     g_assert_cmpuint(waiter_free(w), ==, 0);
+
+    /* The same, just before it waits */
+    given = page_buffer_given(pb);
+    take_one_by_one(pb, slots, 1);
+    page_buffer_give(pb, slots, 1);
+    page_buffer_wait(pb, given);
     page_buffer_give(pb, slots + 1, 1);
+
+    /* Nothing is out */
+    page_buffer_wait(pb, page_buffer_given(pb));
 
     take_one_by_one(pb, slots, 1);
     w = waiter_new(pb, waiter_dequeue);
@@ -409,7 +420,7 @@ static void test_peak(void)
 
     page_buffer_give(pb, slots + 5, 15);
     page_buffer_give(pb, slots, page_buffer_dequeue(pb, slots, 5,
-                                                    PAGE_BUFFER_WAIT));
+                                                    true));
     take_one_by_one(pb, slots, 1);
     g_assert_cmpuint(page_buffer_peak(pb), ==, 20);
     page_buffer_free(pb);
@@ -451,7 +462,7 @@ static void test_memory(void)
             memset(page_buffer_data(pb, slots[i]), 1, SLOT_SIZE);
         }
         page_buffer_queue(pb, slots, ARRAY_SIZE(slots));
-        g_assert_cmpuint(page_buffer_dequeue(pb, slots, 8, PAGE_BUFFER_WAIT),
+        g_assert_cmpuint(page_buffer_dequeue(pb, slots, 8, true),
                          ==, 8);
         page_buffer_give(pb, slots, ARRAY_SIZE(slots));
     }

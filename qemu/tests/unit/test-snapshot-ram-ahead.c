@@ -246,55 +246,6 @@ static void test_huge(const void *trap)
     host_pages_free(pages);
 }
 
-/* A thread that writes everywhere */
-typedef struct Scribbler {
-    QemuThread thread;
-    uint8_t *host;
-    GRand *rand;
-    bool started;
-    bool stop;
-} Scribbler;
-
-static void *scribble_thread(void *opaque)
-{
-    Scribbler *s = opaque;
-    uint64_t writes = 0;
-
-    while (!qatomic_read(&s->stop)) {
-        uint64_t *word = (uint64_t *)s->host +
-                         g_rand_int(s->rand) % (NUM_PAGES * PAGE_SIZE / 8);
-
-        qatomic_set(word, ++writes);
-        qatomic_set(&s->started, true);
-    }
-    return NULL;
-}
-
-static void start(Scribbler *s, size_t n, uint8_t *host)
-{
-    size_t i;
-
-    for (i = 0; i < n; i++) {
-        s[i].started = false;
-        s[i].stop = false;
-        s[i].host = host;
-        s[i].rand = g_rand_new_with_seed(g_test_rand_int());
-        qemu_thread_create(&s[i].thread, "scribbler", scribble_thread, &s[i],
-                           QEMU_THREAD_JOINABLE);
-    }
-}
-
-static void stop(Scribbler *s, size_t n)
-{
-    size_t i;
-
-    for (i = 0; i < n; i++) {
-        qatomic_set(&s[i].stop, true);
-        qemu_thread_join(&s[i].thread);
-        g_rand_free(s[i].rand);
-    }
-}
-
 /*
  * Many threads write, also to what does not exist yet, at all times.  Returns
  * how many writes were let through.
@@ -303,8 +254,7 @@ static uint64_t run_contents(const WriteTrapOps *trap, uint8_t *host, int fd)
 {
     TestRAM *t = test_ram_new(1024, true, LONG_MS);
     uint64_t let_through;
-    Scribbler s[3];
-    size_t i;
+    TestScribblers *scribblers;
 
     t->ram->config.arm_ahead = true;
     test_ram_add_like(t, host, NUM_PAGES, (SnapshotBlockInfo) {
@@ -314,26 +264,22 @@ static uint64_t run_contents(const WriteTrapOps *trap, uint8_t *host, int fd)
         .fd = fd,
     });
     snapshot_ram_set_trap(t->ram, trap, &error_abort);
-    start(s, ARRAY_SIZE(s), host);
-    for (i = 0; i < ARRAY_SIZE(s); i++) {
-        while (!qatomic_read(&s[i].started)) {
-            g_usleep(10);
-        }
-    }
+    scribblers = test_scribblers_start(3, host, NUM_PAGES);
+    test_scribblers_wait(scribblers);
     snapshot_ram_arm_ahead(t->ram, &error_abort);
-    stop(s, ARRAY_SIZE(s));
+    test_scribblers_stop(scribblers);
     let_through = test_ram_stats(t).let_through;
 
     /* What does not exist must not be read here */
     t->blocks[0]->expected = g_malloc0(NUM_PAGES * PAGE_SIZE);
     freeze(t);
     memcpy(t->blocks[0]->expected, host, NUM_PAGES * PAGE_SIZE);
-    start(s, ARRAY_SIZE(s), host);
+    scribblers = test_scribblers_start(3, host, NUM_PAGES);
     while (!test_ram_stats(t).faults) {
         g_usleep(10);
     }
     test_ram_save(t, 0);
-    stop(s, ARRAY_SIZE(s));
+    test_scribblers_stop(scribblers);
     test_ram_check(t);
     test_ram_free(t);
     return let_through;

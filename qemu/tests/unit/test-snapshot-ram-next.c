@@ -67,27 +67,6 @@ static void takers_join(Takers *takers)
     qemu_mutex_destroy(&takers->lock);
 }
 
-typedef struct Scribbler {
-    QemuThread thread;
-    TestBlock *b;
-    GRand *rand;
-    bool stop;
-} Scribbler;
-
-static void *scribble_thread(void *opaque)
-{
-    Scribbler *s = opaque;
-    uint64_t writes = 0;
-
-    while (!qatomic_read(&s->stop)) {
-        uint64_t *word = (uint64_t *)s->b->host +
-            g_rand_int(s->rand) % (s->b->num_pages * PAGE_SIZE / 8);
-
-        qatomic_set(word, ++writes);
-    }
-    return NULL;
-}
-
 /* While the memory is written, each page comes out once and as it was */
 static void test_contents(const void *trap)
 {
@@ -98,20 +77,15 @@ static void test_contents(const void *trap)
     for (round = 0; round < ARRAY_SIZE(num_slots); round++) {
         uint8_t *host = test_map(8192);
         TestRAM *t = test_ram_new(num_slots[round], true, LONG_MS);
-        Scribbler s = {
-            .b = test_ram_add(t, host, 8192, PAGE_SIZE, true),
-            .rand = g_rand_new_with_seed(g_test_rand_int()),
-        };
+        TestScribblers *scribblers;
         Takers takers;
 
+        test_ram_add(t, host, 8192, PAGE_SIZE, true);
         test_ram_arm(t, trap);
-        qemu_thread_create(&s.thread, "scribbler", scribble_thread, &s,
-                           QEMU_THREAD_JOINABLE);
+        scribblers = test_scribblers_start(1, host, 8192);
         takers_start(&takers, t);
         takers_join(&takers);
-        qatomic_set(&s.stop, true);
-        qemu_thread_join(&s.thread);
-        g_rand_free(s.rand);
+        test_scribblers_stop(scribblers);
 
         g_assert_true(snapshot_ram_is_saved(t->ram));
         g_assert_null(snapshot_ram_failure(t->ram));

@@ -59,7 +59,7 @@ static void drain_zero(PageBuffer *buffer)
     uint32_t slots[64];
     size_t i, n;
 
-    while ((n = page_buffer_dequeue(buffer, slots, 64, PAGE_BUFFER_NO_WAIT))) {
+    while ((n = page_buffer_dequeue(buffer, slots, 64, false))) {
         for (i = 0; i < n; i++) {
             /* Nobody had written there before */
             g_assert_true(page_buffer_entry(buffer, slots[i])->zero_pages);

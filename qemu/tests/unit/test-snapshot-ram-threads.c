@@ -222,7 +222,7 @@ static void *trickle_thread(void *opaque)
 
     while (!qatomic_read(&trickle->stop)) {
         if (page_buffer_dequeue(trickle->t->buffer, &slot, 1,
-                                PAGE_BUFFER_NO_WAIT)) {
+                                false)) {
             page_buffer_give(trickle->t->buffer, &slot, 1);
         }
         g_usleep(10 * 1000);
@@ -316,63 +316,31 @@ static void test_stop_wakes(void)
 
 /* From here on with each trap that is real */
 
-typedef struct Scribbler {
-    QemuThread thread;
-    TestRAM *ram;
-    GRand *rand;
+/* @host: where @num_pages pages are, between and around the blocks as well */
+static void run_contents(TestRAM *t, uint8_t *host, size_t num_pages,
+                         const WriteTrapOps *trap, int pause_us)
+{
+    TestScribblers *scribblers;
     uint64_t writes;
-    bool stop;
-} Scribbler;
-
-/* Write all over the writable memory; no page is zero for long */
-static void *scribble_thread(void *opaque)
-{
-    Scribbler *s = opaque;
-
-    while (!qatomic_read(&s->stop)) {
-        TestBlock *b = s->ram->blocks[g_rand_int(s->rand) %
-                                      s->ram->num_blocks];
-        uint64_t *word = (uint64_t *)b->host +
-                         g_rand_int(s->rand) % (b->num_pages * PAGE_SIZE / 8);
-
-        qatomic_set(word, ++s->writes);
-    }
-    return NULL;
-}
-
-static void run_contents(TestRAM *t, const WriteTrapOps *trap, int pause_us)
-{
-    Scribbler s[3] = { };
-    uint64_t writes = 0;
-    size_t i, num_pages = 0;
+    size_t i, num_saved = 0;
     SnapshotRAMStats stats;
 
     test_ram_arm(t, trap);
-    for (i = 0; i < ARRAY_SIZE(s); i++) {
-        s[i].ram = t;
-        s[i].rand = g_rand_new_with_seed(g_test_rand_int());
-        qemu_thread_create(&s[i].thread, "scribbler", scribble_thread, &s[i],
-                           QEMU_THREAD_JOINABLE);
-    }
+    scribblers = test_scribblers_start(3, host, num_pages);
     while (!test_ram_stats(t).faults) {
         g_usleep(10);
     }
     test_ram_save(t, pause_us);
-    for (i = 0; i < ARRAY_SIZE(s); i++) {
-        qatomic_set(&s[i].stop, true);
-        qemu_thread_join(&s[i].thread);
-        g_rand_free(s[i].rand);
-        writes += s[i].writes;
-    }
+    writes = test_scribblers_stop(scribblers);
 
     test_ram_check(t);
     for (i = 0; i < t->num_blocks; i++) {
-        num_pages += bitmap_count_one(t->blocks[i]->save,
+        num_saved += bitmap_count_one(t->blocks[i]->save,
                                       t->blocks[i]->num_pages);
     }
-    g_assert_cmpuint(t->saved, ==, num_pages);
+    g_assert_cmpuint(t->saved, ==, num_saved);
     stats = test_ram_stats(t);
-    g_assert_cmpuint(stats.fault_pages + stats.scan_pages, ==, num_pages);
+    g_assert_cmpuint(stats.fault_pages + stats.scan_pages, ==, num_saved);
     g_assert_cmpuint(stats.zero_pages, ==, t->saved_zero);
     g_test_message("%" PRIu64 " writes, %" PRIu64 " faults, %" PRIu64 " waits, "
                    "%" PRIu64 " pages by faults, %" PRIu64 " by the scanner",
@@ -397,7 +365,7 @@ static void test_contents(const void *trap)
                          host_page[i], true);
         }
         bitmap_clear(t->blocks[1]->save, 100, 300);
-        run_contents(t, trap, 0);
+        run_contents(t, host, 4096, trap, 0);
         test_ram_free(t);
         test_unmap(host, 4096);
     }
@@ -410,7 +378,7 @@ static void test_contents_slow(const void *trap)
     TestRAM *t = test_ram_new(64, false, LONG_MS);
 
     test_ram_add(t, host, 4096, PAGE_SIZE, true);
-    run_contents(t, trap, 1000);
+    run_contents(t, host, 4096, trap, 1000);
     g_assert_cmpuint(test_ram_stats(t).waits, >, 0);
     test_ram_free(t);
     test_unmap(host, 4096);
@@ -423,7 +391,7 @@ static void test_contents_huge(const void *trap)
 
     /* Its last page is used in part */
     test_ram_add(t, host, 15 * 512 + 7, 2 * MiB, true);
-    run_contents(t, trap, 0);
+    run_contents(t, host, 15 * 512 + 7, trap, 0);
     test_ram_free(t);
     test_unmap(host, 16 * 512);
 }

@@ -30,24 +30,27 @@
 #define DIMM_ADDRESS (4 * GiB)
 #define DIMM_SIZE (64 * MiB)
 
-#define DIMM_OPTIONS \
-    "-m slots=2,maxmem=1G -object memory-backend-ram,id=mem1,size=64M " \
+#define DIMM_OPTIONS(backend) \
+    "-m slots=2,maxmem=1G -object " backend ",id=mem1,size=64M " \
     "-device pc-dimm,id=dimm1,memdev=mem1"
 
-/* The guest takes out a DIMM, whose RAM must be in the image all the same */
-static void test_eject(void)
+/*
+ * The guest takes out a DIMM, and then the user what it was made of: its RAM
+ * must be in the image all the same
+ */
+static void test_eject(const char *options, const char *to_options)
 {
     QTestState *from, *to;
     QDict *rsp;
     size_t i;
     int sink;
 
-    if (!snapshot_start(&from, &to, DIMM_OPTIONS, "-S " DIMM_OPTIONS)) {
+    if (!snapshot_start(&from, &to, options, to_options)) {
         return;
     }
     snapshot_wait_for_sweeps(from, 1);
     qtest_memset(from, DIMM_ADDRESS, 0x5a, DIMM_SIZE);
-    snapshot_set_buffer_size(from, SNAPSHOT_LARGE_BUFFER);
+    snapshot_set_buffer_size(from, SNAPSHOT_LARGE_BUFFER + DIMM_SIZE);
     sink = snapshot_open_sink(from, false);
     snapshot_begin(from, "fd:sink");
 
@@ -56,6 +59,8 @@ static void test_eject(void)
     rsp = qtest_qmp(from, "{ 'execute': 'query-memory-devices' }");
     g_assert_true(qlist_empty(qdict_get_qlist(rsp, "return")));
     qobject_unref(rsp);
+    qtest_qmp_assert_success(from, "{ 'execute': 'object-del',"
+                             "  'arguments': { 'id': 'mem1' } }");
 
     snapshot_wait_for_sweeps(from, 3);
     snapshot_read_sink(sink, 0);
@@ -65,6 +70,21 @@ static void test_eject(void)
         g_assert_cmpint(qtest_readb(to, DIMM_ADDRESS + i), ==, 0x5a);
     }
     snapshot_finish(from, to);
+}
+
+static void test_eject_ram(void)
+{
+    test_eject(DIMM_OPTIONS("memory-backend-ram"),
+               "-S " DIMM_OPTIONS("memory-backend-ram"));
+}
+
+/* The file is emptied */
+#define DISCARDED "memory-backend-file,mem-path=/dev/shm,share=on," \
+    "discard-data=on"
+
+static void test_eject_discard(void)
+{
+    test_eject(DIMM_OPTIONS(DISCARDED), "-S " DIMM_OPTIONS(DISCARDED));
 }
 
 /* A virtio device without a driver but this test */
@@ -177,7 +197,9 @@ static void test_large_request(void)
 void migration_test_add_background_snapshot_guests(void)
 {
     migration_test_add("/migration/background-snapshot/guest/eject",
-                       test_eject);
+                       test_eject_ram);
+    migration_test_add("/migration/background-snapshot/guest/eject-discard",
+                       test_eject_discard);
     migration_test_add("/migration/background-snapshot/guest/large-request",
                        test_large_request);
 }
