@@ -79,8 +79,10 @@ static struct {
     SnapshotRAM *ram;
     uint64_t buffer_size;
 
-    /* The same while traps may be armed; for others, who need RCU */
-    void *armed;
+    /* The same while traps may be armed; for others, see use_armed() */
+    SnapshotRAM *armed;
+    /* How many of them use it; atomic */
+    unsigned int users;
 } snapshot;
 
 static bool not_cancelled(void)
@@ -96,25 +98,61 @@ QIOChannel *background_snapshot_channel(QIOChannel *ioc)
     return QIO_CHANNEL(object_ref(OBJECT(ioc)));
 }
 
-void background_snapshot_release(void *host, size_t size)
+static void unuse_armed(void)
+{
+    qatomic_dec(&snapshot.users);
+}
+
+/*
+ * Returns: the RAM that may be armed, until unuse_armed(); or NULL.
+ *
+ * This is not done by RCU, which not all threads that come here have told of
+ * themselves, and in which nobody should wait for long.
+ */
+static SnapshotRAM *use_armed(void)
 {
     SnapshotRAM *ram;
 
-    RCU_READ_LOCK_GUARD();
-    ram = qatomic_rcu_read(&snapshot.armed);
+    if (!qatomic_read(&snapshot.armed)) {
+        return NULL;
+    }
+    /* Full barrier, pairs with forget_armed() */
+    qatomic_inc(&snapshot.users);
+    ram = qatomic_read(&snapshot.armed);
+    if (!ram) {
+        unuse_armed();
+    }
+    return ram;
+}
+
+/* Nobody may have to wait any more: it is stopped */
+static void forget_armed(void)
+{
+    qatomic_set(&snapshot.armed, NULL);
+    /* Before looking for users, who count before they look */
+    smp_mb();
+    while (qatomic_read(&snapshot.users)) {
+        g_usleep(10);
+    }
+}
+
+void background_snapshot_release(void *host, size_t size)
+{
+    SnapshotRAM *ram = use_armed();
+
     if (ram) {
         snapshot_ram_release(ram, host, size);
+        unuse_armed();
     }
 }
 
 void background_snapshot_cancel(void)
 {
-    SnapshotRAM *ram;
+    SnapshotRAM *ram = use_armed();
 
-    RCU_READ_LOCK_GUARD();
-    ram = qatomic_rcu_read(&snapshot.armed);
     if (ram) {
         snapshot_ram_stop(ram);
+        unuse_armed();
     }
 }
 
@@ -173,7 +211,7 @@ static bool background_snapshot_arm_ahead(Error **errp)
         bql_unlock();
         return false;
     }
-    qatomic_rcu_set(&snapshot.armed, snapshot.ram);
+    qatomic_set(&snapshot.armed, snapshot.ram);
     /*
      * A disk may be being read into memory that nobody has told of; and a
      * request to do so may be queued until it is drained
@@ -206,8 +244,7 @@ static void background_snapshot_disarm(void)
 
     snapshot_blocks_set(NULL);
     snapshot_ram_stop(snapshot.ram);
-    qatomic_rcu_set(&snapshot.armed, NULL);
-    synchronize_rcu();
+    forget_armed();
 
     BQL_LOCK_GUARD();
     snapshot_ram_get_stats(snapshot.ram, stats);

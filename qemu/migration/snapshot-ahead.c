@@ -68,6 +68,15 @@ bool snapshot_ram_can_arm_ahead(const SnapshotRAM *s, const SnapshotBlock *b)
             b->source.fd < 0);
 }
 
+/*
+ * Do islands matter?  Else they are not counted here: where only what exists is
+ * armed, anything between may be none.
+ */
+static bool counts_islands(const SnapshotRAM *s)
+{
+    return s->trap->max_islands < SIZE_MAX;
+}
+
 typedef enum Wanted {
     /* May have come into being, or be gone */
     WANTED_LOOK,
@@ -136,8 +145,7 @@ static void set_armed(const SnapshotRAM *s, SnapshotBlock *b, size_t first,
 static bool arm_next(SnapshotRAM *s, SnapshotBlock *b, size_t *first,
                      size_t end, Wanted what, size_t *ranges, Error **errp)
 {
-    size_t join = s->trap->max_islands < SIZE_MAX ? b->num_units
-                                                  : JOIN_SIZE / b->unit_size;
+    size_t join = counts_islands(s) ? b->num_units : JOIN_SIZE / b->unit_size;
     size_t unit = next_wanted(s, b, *first, end, what);
     size_t next = unit, last;
 
@@ -161,7 +169,7 @@ static bool arm_next(SnapshotRAM *s, SnapshotBlock *b, size_t *first,
         return false;
     }
     set_armed(s, b, unit, last);
-    if (last < b->num_units && test_bit(last, b->held)) {
+    if (counts_islands(s) && last < b->num_units && test_bit(last, b->held)) {
         s->islands++;
     }
     snapshot_ram_renumber(s);
@@ -313,7 +321,7 @@ static bool arm_pass(SnapshotRAM *s, size_t *ranges, Error **errp)
     ERRP_GUARD();
     size_t i;
 
-    if (s->trap->max_islands < SIZE_MAX) {
+    if (counts_islands(s)) {
         QEMU_LOCK_GUARD(&s->lock);
         s->islands = count_islands(s);
     }
@@ -419,7 +427,7 @@ bool snapshot_ram_let_through(SnapshotRAM *s, SnapshotBlock *b, size_t first,
             bitmap_set(b->held, first, end - first);
         }
         widen(s, b, &first, &end, hold);
-        if (!*again) {
+        if (!*again && counts_islands(s)) {
             s->islands++;
             s->islands -= first > 0 && !test_bit(first - 1, b->armed);
             s->islands -= end < b->num_units && !test_bit(end, b->armed);

@@ -110,6 +110,33 @@ static void save_and_free(TestRAM *t)
     test_ram_free(t);
 }
 
+/* A write has no more let through than is around it, wherever others were */
+static void test_write_alone(const void *trap)
+{
+    enum { LONE = NUM_PAGES / 4, MANY = NUM_PAGES / 2, AROUND = 16 };
+    uint8_t *host = map_untouched();
+    TestRAM *t;
+    SnapshotBlock *b;
+    size_t i;
+
+    /* Nothing is beside the one, and much behind the other */
+    memset(host + LONE * PAGE_SIZE, 1, AROUND * PAGE_SIZE);
+    memset(host + MANY * PAGE_SIZE, 1, MANY * PAGE_SIZE);
+    t = begin(trap, host);
+    b = &t->ram->blocks[0];
+    snapshot_ram_arm_ahead(t->ram, &error_abort);
+    for (i = 0; i < 3; i++) {
+        qatomic_set(host + (LONE + i) * PAGE_SIZE, 2);
+        qatomic_set(host + (MANY + i) * PAGE_SIZE, 2);
+        g_assert_cmpuint(find_next_zero_bit(b->armed, NUM_PAGES,
+                                            MANY + AROUND), ==, NUM_PAGES);
+        snapshot_ram_arm_ahead(t->ram, &error_abort);
+        g_assert_true(test_bit(MANY, b->armed));
+    }
+    test_ram_free(t);
+    unmap(host);
+}
+
 /* Writes are let through, and stopped after the freeze */
 static void test_write(const void *trap)
 {
@@ -528,6 +555,8 @@ int main(int argc, char **argv)
     g_test_add_func("/snapshot-ram/ahead/fails", test_fails);
     g_test_add_func("/snapshot-ram/ahead/stop", test_stop);
     real_traps_add_test("/snapshot-ram/ahead", "write", test_write);
+    real_traps_add_test("/snapshot-ram/ahead", "write-alone",
+                        test_write_alone);
     real_traps_add_test("/snapshot-ram/ahead", "appear", test_appear);
     real_traps_add_test("/snapshot-ram/ahead", "discard", test_discard);
     real_traps_add_test("/snapshot-ram/ahead", "system-call", test_system_call);
