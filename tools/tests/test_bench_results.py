@@ -75,10 +75,10 @@ class Rows(unittest.TestCase):
         for v in rows.VARIANTS:
             with self.subTest(v.name):
                 self.assertEqual(v.trap is not None, v.binary == env.QEMU)
-                if v.channels or v.direct and v.how != 'dd':
-                    self.assertEqual(v.format, 'mapped-ram')
-                if v.direct and v.how != 'dd':
-                    self.assertGreater(v.channels, 0)
+                if v.format.channels or v.format.direct and v.how != 'dd':
+                    self.assertTrue(v.format.mapped)
+                if v.format.direct and v.how != 'dd':
+                    self.assertGreater(v.format.channels, 0)
 
 
 def measurement(row, variant, number):
@@ -103,7 +103,7 @@ def measurement(row, variant, number):
                 'longest_ns': [generator.choice((0, 5000, 10**6))
                                for _ in range(100 * seconds)]}
     made.update(
-        freeze_s=factor / 1e3, totals='', sink_cpu_s=0, phases=[],
+        freeze_s=factor / 1e3, sink_cpu_s=0,
         cpu={'saving_s': 2, 'vcpus_s': 1, 'others': 0.1},
         memory={'before': look, 'end': look, '5_s_after': look,
                 'samples': [(0, 10**9, 10**6)]})
