@@ -3,11 +3,10 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import os
-import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any, Dict, List, Union
 
 from lab import disk, env
 from lab.hardware import Hardware
@@ -26,7 +25,6 @@ DISK, DISK_MB = env.LAB / 'bench-disk.qcow2', 512
 LOOKS_S = (5, 30)
 # What the host needs for everything else.
 SPARE_MB = 2048
-PREFIX = 'background_snapshot_'
 TMPFS = Path('/dev/shm')
 WITHOUT_THP = Path(__file__).resolve().with_name('without-thp')
 
@@ -36,10 +34,10 @@ def measure(row: Row, variant: Variant, folder: Path, dd_bytes: int = 0
     """Save the RAM once; logs go to @folder.
 
     Returns seconds, image_bytes (what it occupies), page_bytes (what of it is
-    pages) and, unless dd did it, freeze_s (from STOP to RESUME), phases (its
-    parts, if ours tells them), memory (see memory.py), totals (what ours
-    traces at the end), sink_cpu_s (what the sink took of a CPU), cpu (see
-    cpu.py) and what the load's driver has measured (see loads.py).
+    pages) and, unless dd did it, freeze_s (from STOP to RESUME), figures (what
+    query-migrate tells of a snapshot of ours), memory (see memory.py),
+    sink_cpu_s (what the sink took of a CPU), cpu (see cpu.py) and what the
+    load's driver has measured (see loads.py).
 
     @dd_bytes: what dd is to write; 0: that is not known.
     """
@@ -97,31 +95,15 @@ def _measure_vm(row: Row, variant: Variant, folder: Path, image: Path
         time.sleep(max(0, ended + row.after_s - time.monotonic()))
         measured = load.finish()
         measured['memory'] = memory.finish()
-        totals = ' '.join(vm.traced(f'{PREFIX}end'))
-        phases = _phases(vm.output.read_text(errors='replace'))
     ram = taken.info.get('ram', {})
     return {
         'seconds': taken.seconds, 'freeze_s': taken.freeze,
-        'downtime_ms': taken.info.get('downtime'), 'phases': phases,
+        'downtime_ms': taken.info.get('downtime'),
+        'figures': taken.info.get('background-snapshot'),
         'image_bytes': image_bytes,
         'page_bytes': ram.get('normal-bytes') or image_bytes,
-        'totals': totals, 'sink_cpu_s': sink_s, 'cpu': used, **measured,
+        'sink_cpu_s': sink_s, 'cpu': used, **measured,
     }
-
-
-def _phases(output: str) -> List[Tuple[str, float]]:
-    """Seconds until each event that ours traces in the freeze, its end last.
-
-    Each is counted from the event before it.
-    """
-    events = [(float(when), name) for when, name in re.findall(
-        rf'@(\d+\.\d+):{PREFIX}(\w+)', output)]
-    names = [name for _, name in events]
-    if not {'freeze', 'resume'} <= set(names):
-        return []
-    events = events[names.index('freeze'):names.index('resume') + 1]
-    return [(name, round(when - since, 6)) for (since, _), (when, name)
-            in zip(events, events[1:])]
 
 
 def _folder(row: Row) -> Path:
@@ -150,8 +132,6 @@ def _vm(row: Row, variant: Variant, folder: Path) -> VM:
         hardware.disk = disk.new(HERE, DISK, DISK_MB)
     if isinstance(row.load, Writer):
         more += ['-trace', loads.LIFE]
-    if variant.trap:
-        more += ['-trace', f'{PREFIX}*']
     launcher = [] if row.thp else [str(WITHOUT_THP)]
     if row.cores:
         cores = sorted(os.sched_getaffinity(0))[-row.cores:]

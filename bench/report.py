@@ -99,11 +99,20 @@ def _notes(m: Measurement) -> str:
     if 'cpu' in m:
         notes.append(f'the sink took {m["sink_cpu_s"] / m["seconds"]:.2f} '
                      f'CPUs, other processes {m["cpu"]["others"]:.2f}')
-    if m.get('phases'):
+    figures = m.get('figures')
+    if figures:
         notes.append('freeze: ' + ', '.join(
-            f'{seconds * 1e3:.2f} ms to {name}'
-            for name, seconds in m['phases']))
-    return '; '.join(filter(None, [*notes, m.get('totals')]))
+            f'{part} {us} us' for part, us
+            in figures.get('freeze', {}).items()))
+        notes.append(
+            f'{figures["trapped-writes"]} writes stopped, the longest for '
+            f'{figures["stalls"]["longest"]} us, '
+            f'{figures["buffer"]["waits"]} times for room in the buffer, of '
+            f'which {figures["buffer"]["peak"] / 1e6:.0f} MB were used')
+        notes.append(', '.join(f'{name} {figures[name]}' for name in (
+            'scanned-pages', 'write-pages', 'zero-pages', 'untouched-pages',
+            'split-huge-pages', 'mended-huge-pages')))
+    return '; '.join(notes)
 
 
 def _row_lines(row: Row, measurements: Sequence[Measurement]) -> List[str]:

@@ -36,5 +36,11 @@ def new_ext4(disk: Path, mb: int) -> Path:
     return disk
 
 
+def check(place: Place, disk: Path) -> None:
+    """Raises if @disk is damaged; clusters that nobody uses are no damage."""
+    place.run(f'{shlex.quote(str(place.qemu_img))} check -q '
+              f'{shlex.quote(str(disk))} || [ $? = 3 ]')
+
+
 def _qemu_img(place: Place, *arguments: Any) -> None:
     place.run(shlex.join(map(str, (place.qemu_img, *arguments))))

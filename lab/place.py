@@ -74,6 +74,10 @@ def log_file(log: Path, what: str) -> Path:
     return log.with_name(f'{log.name}.{what}.log')
 
 
+# Smaller mappings are no RAM.
+HEAP_KB = 64 << 10
+
+
 class LocalProcess:
     """A QEMU on this machine."""
 
@@ -116,6 +120,18 @@ class LocalProcess:
         """How many mappings the kernel keeps for the process."""
         return len((self._proc / 'maps').read_text().splitlines())
 
+    def threads(self) -> int:
+        return len(list((self._proc / 'task').iterdir()))
+
+    def files(self) -> int:
+        """How many file descriptors are open."""
+        return len(list((self._proc / 'fd').iterdir()))
+
+    def children(self) -> List[int]:
+        """The processes that it has started."""
+        return [int(pid) for task in (self._proc / 'task').iterdir()
+                for pid in (task / 'children').read_text().split()]
+
     def memory_used(self) -> int:
         """Bytes of the host's memory, and of its files, that QEMU occupies.
 
@@ -131,6 +147,13 @@ class LocalProcess:
             if stat.S_ISREG(file.st_mode) and file.st_nlink == 0:
                 blocks += file.st_blocks
         return self.memory('status', 'RssAnon') + blocks * 512
+
+    def heap(self) -> int:
+        """Bytes of anonymous memory that are no RAM, nor TCG's code."""
+        smaps = (self._proc / 'smaps').read_text()
+        return sum(int(anonymous) * 1024 for size, anonymous in re.findall(
+            r'^Size:\s+(\d+) kB$.*?^Anonymous:\s+(\d+) kB$', smaps,
+            re.M | re.S) if int(size) < HEAP_KB)
 
     def memory(self, file: str, line: str) -> int:
         """Bytes that a line of a file in /proc/PID tells."""

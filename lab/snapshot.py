@@ -2,11 +2,10 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 from .format import STREAM, Format
 from .hardware import Hardware
@@ -66,15 +65,9 @@ def traps(vm: VM) -> Dict[str, str]:
             for t in vm.qmp.cmd('query-snapshot-write-traps')}
 
 
-def used_trap(vm: VM) -> str:
-    """The write trap of the latest snapshot; needs scene.boot()'s -trace."""
-    return vm.traced('background_snapshot_armed')[-1].split()[1].rstrip(',')
-
-
-def faults(vm: VM) -> List[int]:
-    """The stopped writes of each snapshot that has ended; needs the same."""
-    return [int(re.search(r'faults (\d+), waits', totals).group(1))
-            for totals in vm.traced('background_snapshot_end')]
+def figures(vm: VM) -> Dict[str, Any]:
+    """Of the snapshot that is being taken, or of the last one."""
+    return vm.qmp.cmd('query-migrate')['background-snapshot']
 
 
 def start(vm: VM, sink) -> int:

@@ -100,7 +100,7 @@ def expect_not_whole(scene: Scene, vm: VM, image: Path) -> None:
 
 def expect_trap(vm: VM, trap: str) -> None:
     """The latest snapshot has used it."""
-    used = snapshot.used_trap(vm)
+    used = snapshot.figures(vm)['write-trap']
     if used != trap:
         raise AssertionError(f'used {used}, expected {trap}')
 

@@ -109,7 +109,7 @@ def round_trip(scene: Scene, vm: VM, trap: str,
     snapshot.set_trap(vm, trap)
     scene.round_trip(vm)
     expect_trap(vm, expected or trap)
-    if not snapshot.faults(vm)[-1]:
+    if not snapshot.figures(vm)['trapped-writes']:
         raise AssertionError(f'{trap} has trapped no write')
 
 

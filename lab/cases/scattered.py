@@ -41,7 +41,7 @@ def scattered(scene: Scene) -> None:
         peak = max(peak, vm.process.mappings())
         time.sleep(0.1)
     snapshot.wait(vm, mark)
-    [faults] = snapshot.faults(vm)
+    faults = snapshot.figures(vm)['trapped-writes']
     scene.note(f'{faults} faults, at most {peak} mappings')
     if faults < FAULTS or peak < MANY:
         raise AssertionError(f'{faults} faults and {peak} mappings are too '

@@ -121,7 +121,7 @@ class Table(unittest.TestCase):
         return {'row': row, 'variant': 'stock', 'round': 1, 'seconds': 2,
                 'how': 'live', 'whole': True, 'freeze_s': 0.001,
                 'image_bytes': 2**31, 'page_bytes': 2**31,
-                'sink_cpu_s': 0, 'totals': '',
+                'sink_cpu_s': 0,
                 'cpu': {'vcpus_s': 9, 'saving_s': 3, 'others': 0},
                 'memory': {'before': look, 'end': dict(look, huge=0),
                            '5_s_after': dict(look, anonymous=107 * 10**6,
@@ -152,6 +152,18 @@ class Table(unittest.TestCase):
                             'kept, 5 s after': '75.0%'}.items():
             self.assertEqual(shown.get(name, '-'), value, name)
         self.assertNotIn('operations, during', shown)
+
+    def test_what_query_migrate_tells(self):
+        shown = report.table([self.measurement('full-fast-file', figures={
+            'freeze': {'total': 9, 'stop': 4, 'arm': 5},
+            'trapped-writes': 7, 'stalls': {'longest': 31},
+            'buffer': {'waits': 2, 'peak': 3 * 10**6}, 'scanned-pages': 1,
+            'write-pages': 2, 'zero-pages': 3, 'untouched-pages': 4,
+            'split-huge-pages': 5, 'mended-huge-pages': 6})])
+        for part in ('stop 4 us, arm 5 us', '7 writes stopped, the longest '
+                     'for 31 us, 2 times', '3 MB were used',
+                     'write-pages 2', 'mended-huge-pages 6'):
+            self.assertIn(part, shown)
 
     def test_operations(self):
         shown = self.figures(self.measurement(
@@ -235,17 +247,3 @@ class Ways(unittest.TestCase):
                 file.write(b'x' * MIB)
             occupied = measure._occupied(FileSink(image))
             self.assertTrue(MIB <= occupied < 2 * MIB, occupied)
-
-
-class Phases(unittest.TestCase):
-    def test_events_of_the_freeze(self):
-        self.assertEqual(measure._phases(
-            '1@10.000000:background_snapshot_freeze VM is running\n'
-            '1@10.001000:port92_read port92: read 0x02\n'
-            '1@10.002000:background_snapshot_armed trap x\n'
-            '1@10.002500:background_snapshot_resume after 2 ms\n'
-            '1@11.000000:background_snapshot_end faults 1\n'),
-            [('armed', 0.002), ('resume', 0.0005)])
-
-    def test_stock_traces_none(self):
-        self.assertEqual(measure._phases('1@1.5:port92_read 2\n'), [])
