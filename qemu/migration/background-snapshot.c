@@ -35,6 +35,7 @@
 #include "snapshot-blocks.h"
 #include "snapshot-channel.h"
 #include "snapshot-choice.h"
+#include "snapshot-figures.h"
 #include "snapshot-mender.h"
 #include "snapshot-ram.h"
 #include "trace.h"
@@ -45,11 +46,12 @@
 /* To make a huge page takes the host a millisecond, and some if it is short */
 #define QUIET_NS (10 * SCALE_MS)
 
-/* A guest gives up on itself sooner: Linux warns of a soft lockup after 20 s */
-#define STALL_LIMIT_MS (10 * 1000)
+/* How long snapshot-stall-share is an average of */
+#define STALL_WINDOW_MS (10 * 1000)
 
 /* The monitor and all devices wait for who holds the BQL */
 #define BQL_STALL_LIMIT_MS 1000
+#define BQL_CALL_LIMIT_MS (10 * 1000)
 
 typedef enum SnapshotStage {
     SNAPSHOT_NONE,
@@ -67,17 +69,19 @@ static struct {
     bool was_paused;
     /* Whether to resume the VM in the main loop */
     bool resume;
-    /* When the parts of the freeze ended, the first one being its beginning */
-    int64_t freeze_us[4];
-    /* Of the last one, once its traps are lifted */
-    SnapshotRAMStats stats;
+    /*
+     * Of the one that is being taken, or of the last one, if there is a trap.
+     * Those of RAM come from @figures_ram if that is not NULL.
+     */
+    SnapshotFigures figures;
+    SnapshotRAM *figures_ram;
 
     /* Chosen by the main thread before there is another */
     const WriteTrapOps *trap;
+    SnapshotWriteTrapInfoList *passed_over;
 
     /* The thread's own */
     SnapshotRAM *ram;
-    uint64_t buffer_size;
 
     /* The same while traps may be armed; for others, see use_armed() */
     SnapshotRAM *armed;
@@ -162,6 +166,15 @@ static bool background_snapshot_arms_ahead(void)
     return !(kvm_enabled() && snapshot.trap->in_thread);
 }
 
+/* Milliseconds.  Who waits for longer than the window gets no share of it. */
+static int background_snapshot_stall_limit(void)
+{
+    int limit_ms = migrate_snapshot_stall_limit() ?: INT_MAX;
+
+    return migrate_snapshot_stall_share() ? MIN(limit_ms, STALL_WINDOW_MS)
+                                          : limit_ms;
+}
+
 /* Get all ready that can be while the VM runs.  It may take long. */
 static bool background_snapshot_prepare(Error **errp)
 {
@@ -179,7 +192,9 @@ static bool background_snapshot_prepare(Error **errp)
                    room / MiB);
         return false;
     }
-    snapshot.buffer_size = size;
+    bql_lock();
+    snapshot.figures.buffer_size = size;
+    bql_unlock();
     snapshot.ram = snapshot_ram_new(&(SnapshotRAMConfig) {
         .page_size = qemu_target_page_size(),
         .buffer_size = size,
@@ -189,9 +204,12 @@ static bool background_snapshot_prepare(Error **errp)
         .arm_ahead = background_snapshot_arms_ahead(),
         .busy_ns = BUSY_NS,
         .quiet_ns = QUIET_NS,
-        .stall_limit_ms = STALL_LIMIT_MS,
+        .stall_limit_ms = background_snapshot_stall_limit(),
+        .stall_share = migrate_snapshot_stall_share(),
+        .stall_window_ms = STALL_WINDOW_MS,
         .urgent = bql_locked,
         .urgent_limit_ms = BQL_STALL_LIMIT_MS,
+        .urgent_call_ms = BQL_CALL_LIMIT_MS,
         .bandwidth = migrate_snapshot_bandwidth,
     }, errp);
     return snapshot.ram;
@@ -212,6 +230,7 @@ static bool background_snapshot_arm_ahead(Error **errp)
         return false;
     }
     qatomic_set(&snapshot.armed, snapshot.ram);
+    snapshot.figures_ram = snapshot.ram;
     /*
      * A disk may be being read into memory that nobody has told of; and a
      * request to do so may be queued until it is drained
@@ -230,9 +249,7 @@ static bool background_snapshot_arm(Error **errp)
     if (!snapshot_ram_arm(snapshot.ram, errp)) {
         return false;
     }
-    trace_background_snapshot_armed(snapshot.trap->name,
-                                    snapshot.buffer_size /
-                                    qemu_target_page_size());
+    trace_background_snapshot_armed(snapshot.trap->name);
     snapshot_blocks_set(snapshot.ram);
     return true;
 }
@@ -240,36 +257,57 @@ static bool background_snapshot_arm(Error **errp)
 /* Lift all write traps and forget them */
 static void background_snapshot_disarm(void)
 {
-    SnapshotRAMStats *stats = &snapshot.stats;
-
     snapshot_blocks_set(NULL);
     snapshot_ram_stop(snapshot.ram);
     forget_armed();
 
     BQL_LOCK_GUARD();
-    snapshot_ram_get_stats(snapshot.ram, stats);
-    trace_background_snapshot_end(stats->scan_pages, stats->fault_pages,
-                                  stats->zero_pages, stats->untouched_pages,
-                                  stats->faults, stats->waits,
-                                  stats->buffer_peak);
-    trace_background_snapshot_huge_pages(stats->huge_split, stats->huge_mended);
+    snapshot_ram_get_stats(snapshot.ram, &snapshot.figures.ram);
+    /* What was not written is lost */
+    snapshot.figures.ram.buffer_used = 0;
+    snapshot.figures_ram = NULL;
+}
+
+const SnapshotFigures *background_snapshot_figures(void)
+{
+    SnapshotFigures *figures = &snapshot.figures;
+
+    if (!figures->trap) {
+        return NULL;
+    }
+    if (snapshot.figures_ram) {
+        snapshot_ram_get_stats(snapshot.figures_ram, &figures->ram);
+    } else if (figures->freeze_us[SNAPSHOT_FREEZE_RESUME]) {
+        /* That goes on after the end */
+        snapshot_mender_get_stats(&figures->ram);
+    }
+    return figures;
+}
+
+void background_snapshot_forget(void)
+{
+    qapi_free_SnapshotWriteTrapInfoList(snapshot.figures.passed_over);
+    snapshot.figures = (SnapshotFigures) {};
+}
+
+/* A part of the freeze has ended */
+static void background_snapshot_note(SnapshotFreezePart part)
+{
+    snapshot.figures.freeze_us[part] = g_get_monotonic_time();
 }
 
 static void background_snapshot_resume_bh(void *opaque)
 {
     MigrationState *s = opaque;
-    int64_t *us = snapshot.freeze_us;
 
     if (snapshot.resume && runstate_check(RUN_STATE_PAUSED)) {
         vm_start();
     }
-    trace_background_snapshot_freeze_parts(us[1] - us[0], us[2] - us[1],
-                                           us[3] - us[2],
-                                           g_get_monotonic_time() - us[3]);
+    background_snapshot_note(SNAPSHOT_FREEZE_RESUME);
     migration_downtime_end(s);
     /* Zero would mean that it has not ended yet */
     s->downtime = MAX(s->downtime, 1);
-    trace_background_snapshot_resume(s->downtime);
+    snapshot_figures_taken(&snapshot.figures);
 }
 
 /*
@@ -285,14 +323,14 @@ static bool background_snapshot_freeze(MigrationState *s, QEMUFile *fb,
 
     trace_background_snapshot_freeze(RunState_str(old_state));
 
-    snapshot.freeze_us[0] = g_get_monotonic_time();
+    background_snapshot_note(SNAPSHOT_FREEZE_BEGIN);
     ret = migration_stop_vm(s, live ? RUN_STATE_PAUSED : old_state);
     if (ret < 0) {
         error_setg_errno(errp, -ret, "Cannot stop the VM");
         goto fail;
     }
 
-    snapshot.freeze_us[1] = g_get_monotonic_time();
+    background_snapshot_note(SNAPSHOT_FREEZE_STOP);
 
     /* The user has paused the VM for the snapshot: both copies will run */
     snapshot.resume = live ||
@@ -310,12 +348,12 @@ static bool background_snapshot_freeze(MigrationState *s, QEMUFile *fb,
         goto fail;
     }
     trace_background_snapshot_saved_devices(s->bioc->usage);
-    snapshot.freeze_us[2] = g_get_monotonic_time();
+    background_snapshot_note(SNAPSHOT_FREEZE_DEVICES);
 
     if (!background_snapshot_arm(errp)) {
         goto fail;
     }
-    snapshot.freeze_us[3] = g_get_monotonic_time();
+    background_snapshot_note(SNAPSHOT_FREEZE_ARM);
 
     /* In the main loop: devices expect it there, and may write guest RAM */
     migration_bh_schedule(background_snapshot_resume_bh, s);
@@ -486,13 +524,17 @@ static void *background_snapshot_thread(void *opaque)
 
 bool background_snapshot_setup(Error **errp)
 {
-    snapshot.trap = snapshot_choice_make(errp);
+    qapi_free_SnapshotWriteTrapInfoList(snapshot.passed_over);
+    snapshot.passed_over = NULL;
+    snapshot.trap = snapshot_choice_make(&snapshot.passed_over, errp);
     return snapshot.trap;
 }
 
 void background_snapshot_start(MigrationState *s)
 {
     snapshot.stage = SNAPSHOT_STARTED;
+    snapshot.figures.trap = snapshot.trap;
+    snapshot.figures.passed_over = g_steal_pointer(&snapshot.passed_over);
     snapshot.was_paused = runstate_check(RUN_STATE_PAUSED);
     snapshot_choice_begin(snapshot.trap);
     qemu_thread_create(&s->thread, MIGRATION_THREAD_SNAPSHOT,

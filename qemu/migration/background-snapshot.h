@@ -9,6 +9,8 @@
 #define MIGRATION_BACKGROUND_SNAPSHOT_H
 
 #include "migration.h"
+#include "qapi/qapi-types-migration.h"
+#include "snapshot-ram.h"
 
 /**
  * background_snapshot_setup: get ready for a snapshot, before its destination
@@ -54,5 +56,39 @@ void background_snapshot_cancel(void);
  * @ret: what closing the destination returned
  */
 void background_snapshot_finish(MigrationState *s, int ret);
+
+/* The beginning of the freeze, and the end of each of its parts */
+typedef enum SnapshotFreezePart {
+    SNAPSHOT_FREEZE_BEGIN,
+    SNAPSHOT_FREEZE_STOP,
+    SNAPSHOT_FREEZE_DEVICES,
+    SNAPSHOT_FREEZE_ARM,
+    SNAPSHOT_FREEZE_RESUME,
+    SNAPSHOT_FREEZE_PARTS,
+} SnapshotFreezePart;
+
+typedef struct SnapshotFigures {
+    const WriteTrapOps *trap;
+    /* Those that would have been better, but are not possible */
+    SnapshotWriteTrapInfoList *passed_over;
+    /* Bytes */
+    uint64_t buffer_size;
+    /* By g_get_monotonic_time(); 0: not yet */
+    int64_t freeze_us[SNAPSHOT_FREEZE_PARTS];
+    SnapshotRAMStats ram;
+} SnapshotFigures;
+
+/**
+ * background_snapshot_figures: what a snapshot has done so far
+ *
+ * BQL held.
+ *
+ * Returns: the figures of the snapshot that is being taken, or of the last
+ * migration if that was one, valid until the BQL is let go; else NULL
+ */
+const SnapshotFigures *background_snapshot_figures(void);
+
+/* Forget the last one's: another migration begins.  BQL held. */
+void background_snapshot_forget(void);
 
 #endif

@@ -383,6 +383,20 @@ size_t page_buffer_num_slots(PageBuffer *pb)
     return pb->num_slots;
 }
 
+size_t page_buffer_waiting(PageBuffer *pb)
+{
+    QEMU_LOCK_GUARD(&pb->lock);
+
+    return pb->waiters;
+}
+
+size_t page_buffer_used(PageBuffer *pb)
+{
+    QEMU_LOCK_GUARD(&pb->lock);
+
+    return pb->num_slots - pb->num_free;
+}
+
 size_t page_buffer_peak(PageBuffer *pb)
 {
     QEMU_LOCK_GUARD(&pb->lock);

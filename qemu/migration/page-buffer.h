@@ -138,7 +138,11 @@ void page_buffer_stop(PageBuffer *pb);
 
 size_t page_buffer_num_slots(PageBuffer *pb);
 
-/* Returns: the greatest number of slots that were in use at a time */
+/* Returns: how many wait for slots in page_buffer_take() */
+size_t page_buffer_waiting(PageBuffer *pb);
+
+/* Returns: the number of slots that are in use, and the greatest that were */
+size_t page_buffer_used(PageBuffer *pb);
 size_t page_buffer_peak(PageBuffer *pb);
 
 #endif

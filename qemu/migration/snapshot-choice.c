@@ -240,11 +240,29 @@ static bool check_trap(const WriteTrapOps *ops, Error **errp)
            check_merging(ops, errp) && check_memory(ops, errp);
 }
 
-const WriteTrapOps *snapshot_choice_make(Error **errp)
+/* Whether a trap is possible, and if not, why */
+static SnapshotWriteTrapInfo *ask_trap(SnapshotWriteTrap name)
+{
+    SnapshotWriteTrapInfo *info = g_new0(SnapshotWriteTrapInfo, 1);
+    Error *err = NULL;
+
+    info->trap = name;
+    info->available = check_vm(&err) && check_trap(find_trap(name), &err);
+    if (err) {
+        info->reason = g_strdup(error_get_pretty(err));
+        error_free(err);
+    }
+    return info;
+}
+
+const WriteTrapOps *
+snapshot_choice_make(SnapshotWriteTrapInfoList **passed_over, Error **errp)
 {
     ERRP_GUARD();
     SnapshotWriteTrap wanted = migrate_snapshot_write_trap();
+    g_autoptr(SnapshotWriteTrapInfoList) others = NULL;
     g_autoptr(GString) reasons = g_string_new(NULL);
+    SnapshotWriteTrapInfoList **tail = &others;
     SnapshotWriteTrap name;
 
     if (!check_vm(errp)) {
@@ -252,19 +270,22 @@ const WriteTrapOps *snapshot_choice_make(Error **errp)
         return NULL;
     }
     for (name = FIRST_TRAP; name < SNAPSHOT_WRITE_TRAP__MAX; name++) {
-        const WriteTrapOps *ops = find_trap(name);
-        Error *err = NULL;
+        SnapshotWriteTrapInfo *info;
 
         if (wanted != SNAPSHOT_WRITE_TRAP_AUTO && wanted != name) {
             continue;
         }
-        if (check_trap(ops, &err)) {
-            return ops;
+        info = ask_trap(name);
+        if (info->available) {
+            qapi_free_SnapshotWriteTrapInfo(info);
+            if (passed_over) {
+                *passed_over = g_steal_pointer(&others);
+            }
+            return find_trap(name);
         }
         g_string_append_printf(reasons, "%s%s: %s", reasons->len ? "; " : "",
-                               SnapshotWriteTrap_str(name),
-                               error_get_pretty(err));
-        error_free(err);
+                               SnapshotWriteTrap_str(name), info->reason);
+        QAPI_LIST_APPEND(tail, info);
     }
     error_setg(errp, "Background-snapshot is not possible with "
                "snapshot-write-trap=%s: %s", SnapshotWriteTrap_str(wanted),
@@ -297,17 +318,7 @@ SnapshotWriteTrapInfoList *qmp_query_snapshot_write_traps(Error **errp)
         return NULL;
     }
     for (name = FIRST_TRAP; name < SNAPSHOT_WRITE_TRAP__MAX; name++) {
-        SnapshotWriteTrapInfo *info = g_new0(SnapshotWriteTrapInfo, 1);
-        Error *err = NULL;
-
-        info->trap = name;
-        info->available = check_vm(&err) &&
-                          check_trap(find_trap(name), &err);
-        if (err) {
-            info->reason = g_strdup(error_get_pretty(err));
-            error_free(err);
-        }
-        QAPI_LIST_APPEND(tail, info);
+        QAPI_LIST_APPEND(tail, ask_trap(name));
     }
     return list;
 }

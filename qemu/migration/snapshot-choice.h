@@ -8,6 +8,7 @@
 #ifndef MIGRATION_SNAPSHOT_CHOICE_H
 #define MIGRATION_SNAPSHOT_CHOICE_H
 
+#include "qapi/qapi-types-migration.h"
 #include "write-trap.h"
 
 /**
@@ -15,9 +16,13 @@
  *
  * Obeys the parameter snapshot-write-trap.  Main thread, with the BQL held.
  *
+ * @passed_over: set to a list of those that would have been better, and why
+ *               they are not possible; for the caller to free.  May be NULL.
+ *
  * Returns: the trap, or NULL with @errp saying what is in the way
  */
-const WriteTrapOps *snapshot_choice_make(Error **errp);
+const WriteTrapOps *
+snapshot_choice_make(SnapshotWriteTrapInfoList **passed_over, Error **errp);
 
 /*
  * A snapshot with this trap begins, and has ended.  Main thread, with the BQL

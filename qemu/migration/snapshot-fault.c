@@ -6,6 +6,7 @@
  * Copyright (c) 2026 the background-snapshot authors
  */
 #include "qemu/osdep.h"
+#include "qemu/host-utils.h"
 #include "qemu/lockable.h"
 #include "qemu/timer.h"
 #include "snapshot-ram-internal.h"
@@ -27,11 +28,27 @@
  */
 #define BUSY_WHOLE 4
 
+/*
+ * Writes that come at random often follow each other closely by chance, and
+ * what is done for a busy guest makes those wait that do not.  So it is about
+ * the average gap between that many or so, in which a long one counts for no
+ * more than a few short ones.
+ */
+#define AVERAGE_OF 8
+#define MAX_GAP 8
+
 /* The last fault of this thread that came after its unit's release */
 static __thread struct {
     unsigned int number;
     void *unit;
 } late_fault;
+
+/* Since when this thread's stalls are added up, and in which snapshot */
+static __thread struct {
+    unsigned int number;
+    int64_t start_ns;
+    int64_t stall_ns;
+} stall_window;
 
 /* A part of a block to save, and which side to keep if it must be smaller */
 typedef struct Window {
@@ -81,13 +98,34 @@ static void wait_released(SnapshotRAM *s, SnapshotBlock *b, size_t unit)
     qatomic_set(&s->waiters, s->waiters - 1);
 }
 
+/* A fault comes.  That threads overwrite each other's average is no harm. */
+static void note_fault(SnapshotRAM *s, int64_t now_ns)
+{
+    int64_t last_ns = stat64_get(&s->last_fault_ns);
+    int64_t gap_ns = stat64_get(&s->fault_gap_ns);
+    int64_t max_ns = s->config.busy_ns < INT64_MAX / MAX_GAP
+                     ? s->config.busy_ns * MAX_GAP : s->config.busy_ns;
+
+    if (last_ns) {
+        gap_ns += (MIN(MAX(0, now_ns - last_ns), max_ns) - gap_ns) / AVERAGE_OF;
+    } else {
+        gap_ns = max_ns;
+    }
+    stat64_set(&s->fault_gap_ns, gap_ns);
+}
+
+static bool is_busy(SnapshotRAM *s)
+{
+    return s->config.busy_ns &&
+           (int64_t)stat64_get(&s->fault_gap_ns) <= s->config.busy_ns;
+}
+
 /* What to save for a write to @unit, or to all from there to @end */
 static Window write_window(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
                            size_t end)
 {
-    int64_t pause_ns = get_clock() - stat64_get(&s->last_fault_ns);
-    size_t size = pause_ns < s->config.busy_ns ? FAULT_AROUND_BUSY_SIZE
-                                               : FAULT_AROUND_SIZE;
+    bool busy = is_busy(s);
+    size_t size = busy ? FAULT_AROUND_BUSY_SIZE : FAULT_AROUND_SIZE;
     size_t around = MAX(1, size / b->unit_size);
     size_t first = QEMU_ALIGN_DOWN(unit, around);
     size_t max = MAX_PAGES / b->unit_pages;
@@ -120,7 +158,7 @@ static Window write_window(SnapshotRAM *s, SnapshotBlock *b, size_t unit,
                               KEEP_ZERO };
         }
     }
-    if (pause_ns < s->config.busy_ns && is_whole_huge(s, b, unit) &&
+    if (busy && is_whole_huge(s, b, unit) &&
         stat64_get(&s->faults) % BUSY_WHOLE == 0) {
         return (Window) { huge_first(s, b, range), huge_end(s, b, range),
                           KEEP_UNIT };
@@ -165,8 +203,9 @@ static void fail_impatient(SnapshotRAM *s, const Patience *patience)
         "QEMU itself had to wait too long for what it writes to guest RAM to "
         "be saved: the destination is too slow, snapshot-buffer-size too "
         "small, or a device's request too large" :
-        "a guest write waited too long for room in the page buffer: the "
-        "destination is too slow, or snapshot-buffer-size too small");
+        "a guest write waited too long (see snapshot-stall-limit) for room in "
+        "the page buffer: the destination is too slow, or snapshot-buffer-size "
+        "too small");
 }
 
 /*
@@ -231,7 +270,7 @@ static Patience begin_patience(SnapshotRAM *s)
     Patience p = {
         .urgent = s->config.urgent && s->config.urgent(),
         .given_us = limit_us,
-        .deadline_us = now_us + limit_us,
+        .deadline_us = now_us + s->config.urgent_call_ms * 1000LL,
     };
 
     if (p.urgent) {
@@ -273,10 +312,59 @@ static bool fault_may_be_late(SnapshotRAM *s, void *unit)
     return true;
 }
 
+/* Had this thread too much of its time taken, in so long? */
+static void check_stall_share(SnapshotRAM *s, int64_t ns)
+{
+    if (stall_window.stall_ns * 100.0 > (double)ns * s->config.stall_share) {
+        snapshot_ram_fail(s, "guest writes waited for more of the time than "
+                          "snapshot-stall-share allows: the destination is too "
+                          "slow, or snapshot-buffer-size too small");
+    }
+}
+
+static void begin_stall_window(SnapshotRAM *s, int64_t now_ns)
+{
+    stall_window.number = qatomic_read(&s->number);
+    stall_window.start_ns = now_ns;
+    stall_window.stall_ns = 0;
+}
+
+static void add_to_stall_share(SnapshotRAM *s, int64_t start_ns, int64_t end_ns)
+{
+    int64_t window_ns = s->config.stall_window_ms * (int64_t)SCALE_MS;
+
+    if (stall_window.number != qatomic_read(&s->number)) {
+        begin_stall_window(s, start_ns);
+    } else if (start_ns - stall_window.start_ns >= window_ns) {
+        check_stall_share(s, start_ns - stall_window.start_ns);
+        begin_stall_window(s, start_ns);
+    }
+    stall_window.stall_ns += end_ns - start_ns;
+    if (end_ns - stall_window.start_ns >= window_ns) {
+        check_stall_share(s, end_ns - stall_window.start_ns);
+        begin_stall_window(s, end_ns);
+    }
+}
+
+static void count_stall(SnapshotRAM *s, int64_t start_ns, int64_t end_ns)
+{
+    int64_t ns = end_ns - start_ns;
+    uint64_t us = ns / SCALE_US;
+    int length = us ? 64 - clz64(us) : 0;
+
+    stat64_add(&s->stalls[MIN(length, SNAPSHOT_RAM_STALL_LENGTHS - 1)], 1);
+    stat64_add(&s->stall_ns, ns);
+    stat64_max(&s->longest_stall_ns, ns);
+    if (s->config.stall_share) {
+        add_to_stall_share(s, start_ns, end_ns);
+    }
+}
+
 bool snapshot_ram_fault(void *host, void *opaque)
 {
     SnapshotRAM *s = opaque;
     SnapshotBlock *b = find_block(s, host);
+    int64_t start_ns, end_ns;
     Patience patience;
     size_t unit;
     void *start;
@@ -295,10 +383,14 @@ bool snapshot_ram_fault(void *host, void *opaque)
     if (unit_test(b->released, unit) || qatomic_read(&s->stopped)) {
         return fault_may_be_late(s, start);
     }
+    start_ns = get_clock();
+    note_fault(s, start_ns);
     patience = begin_patience(s);
     save_for_write(s, b, unit, unit + 1, &patience);
     end_patience(s, &patience);
-    stat64_set(&s->last_fault_ns, get_clock());
+    end_ns = get_clock();
+    stat64_set(&s->last_fault_ns, end_ns);
+    count_stall(s, start_ns, end_ns);
     return true;
 }
 

@@ -156,6 +156,12 @@ bool snapshot_ram_mend(SnapshotRAM *s)
     return false;
 }
 
+void snapshot_ram_get_mend_stats(SnapshotRAM *s, SnapshotRAMStats *stats)
+{
+    stats->huge_mended = stat64_get(&s->huge_mended);
+    stats->huge_split = stat64_get(&s->huge_split);
+}
+
 bool snapshot_ram_mend_wait(SnapshotRAM *s)
 {
     bool pending = false;
@@ -178,6 +184,20 @@ bool snapshot_ram_mend_wait(SnapshotRAM *s)
     return !qatomic_read(&s->stopped);
 }
 
+/* Those of @split are to be mended as well */
+static void count_split(SnapshotRAM *s, SnapshotBlock *b,
+                        const unsigned long *split)
+{
+    size_t range;
+
+    for (range = 0; range < b->num_huge; range++) {
+        if (test_bit(range, split) && !test_bit(range, b->split) &&
+            !test_bit(range, b->failed)) {
+            stat64_add(&s->huge_split, 1);
+        }
+    }
+}
+
 size_t snapshot_ram_mend_rest(SnapshotRAM *s)
 {
     size_t i, count = 0;
@@ -190,6 +210,7 @@ size_t snapshot_ram_mend_rest(SnapshotRAM *s)
         }
         if (b->source.shared && b->writable && !s->mending_rest) {
             /* A trap may have split all of them */
+            count_split(s, b, b->huge);
             bitmap_copy(b->split, b->huge, b->num_huge);
         } else {
             bitmap_or(b->split, b->split, b->failed, b->num_huge);
@@ -230,7 +251,10 @@ void snapshot_ram_inherit(SnapshotRAM *s, const SnapshotRAM *from)
         for (range = 0; range < b->num_huge; range++) {
             if (test_bit(range, old->split) || test_bit(range, old->failed)) {
                 set_bit_atomic(range, b->huge);
-                set_bit_atomic(range, b->split);
+                if (!unit_test(b->split, range)) {
+                    set_bit_atomic(range, b->split);
+                    stat64_add(&s->huge_split, 1);
+                }
             }
         }
     }

@@ -7,6 +7,7 @@
  */
 #include "qemu/osdep.h"
 #include "qemu/rcu.h"
+#include "qemu/stats64.h"
 #include "qemu/thread.h"
 #include "qemu/timer.h"
 #include "migration.h"
@@ -31,7 +32,27 @@ static struct {
     bool stop;
     /* What it is at, or has left; its own until it is joined */
     SnapshotRAM *ram;
+    /* Of the last snapshot, also while there is nothing left to do */
+    Stat64 num_split;
+    Stat64 num_mended;
 } late_mender;
+
+static void publish(SnapshotRAM *ram)
+{
+    SnapshotRAMStats stats;
+
+    snapshot_ram_get_mend_stats(ram, &stats);
+    stat64_set(&late_mender.num_split, stats.huge_split);
+    stat64_set(&late_mender.num_mended, stats.huge_mended);
+}
+
+void snapshot_mender_get_stats(SnapshotRAMStats *stats)
+{
+    stats->huge_mended = MAX(stats->huge_mended,
+                             stat64_get(&late_mender.num_mended));
+    stats->huge_split = MAX(stats->huge_split,
+                            stat64_get(&late_mender.num_split));
+}
 
 /* Mend a huge page, and pause half as long as that took */
 static bool mend(SnapshotRAM *ram)
@@ -85,7 +106,7 @@ static void *late_mender_thread(void *opaque)
     rcu_register_thread();
     for (tries = 0; left && tries < TRIES; tries++) {
         while (!qatomic_read(&late_mender.stop) && mend(ram)) {
-            ;
+            publish(ram);
         }
         left = snapshot_ram_mend_rest(ram);
     }
@@ -105,6 +126,7 @@ void snapshot_mender_finish(SnapshotRAM *ram)
         qatomic_set(&mender.stop, true);
         qemu_thread_join(&mender.thread);
         mender.ram = NULL;
+        publish(ram);
         snapshot_ram_close(ram);
         late_mender.ram = ram;
     } else if (ram) {
@@ -127,4 +149,6 @@ void snapshot_mender_pause(void)
         qemu_thread_join(&late_mender.thread);
         late_mender.started = false;
     }
+    stat64_set(&late_mender.num_split, 0);
+    stat64_set(&late_mender.num_mended, 0);
 }

@@ -32,6 +32,12 @@ void snapshot_mender_start(SnapshotRAM *ram);
  */
 void snapshot_mender_finish(SnapshotRAM *ram);
 
+/*
+ * Bring the figures of huge pages of the last snapshot up to date, of which
+ * some may have been left to mend at its end.  Any thread.
+ */
+void snapshot_mender_get_stats(SnapshotRAMStats *stats);
+
 /* Leave the last snapshot's huge pages as they are for now */
 void snapshot_mender_pause(void);
 

@@ -142,14 +142,19 @@ struct SnapshotRAM {
     int64_t urgent_waited_us;
     int64_t urgent_since_us;
 
-    /* When the last fault was handled */
+    /* When the last fault was handled; 0: there was none */
     Stat64 last_fault_ns;
+    /* How long after one another faults come, on an average of some */
+    Stat64 fault_gap_ns;
     /* When somebody last asked what to write next */
     Stat64 last_next_ns;
 
     Stat64 let_through;
     Stat64 faults;
     Stat64 waits;
+    Stat64 stall_ns;
+    Stat64 longest_stall_ns;
+    Stat64 stalls[SNAPSHOT_RAM_STALL_LENGTHS];
     Stat64 fault_pages;
     Stat64 scan_pages;
     Stat64 zero_pages;

@@ -32,6 +32,7 @@ SnapshotRAM *snapshot_ram_new(const SnapshotRAMConfig *config, Error **errp)
     s->buffer = buffer;
     s->config = *config;
     s->page_size = config->page_size;
+    stat64_set(&s->fault_gap_ns, INT64_MAX);
     s->huge_size = host_pages_huge_size();
     s->can_mend = host_pages_can_collapse();
     if (s->huge_size > MAX_PAGES * s->page_size) {
@@ -229,16 +230,27 @@ const char *snapshot_ram_failure(SnapshotRAM *s)
     return qatomic_read(&s->failure);
 }
 
+/* Who counts a fault adds to what is read last first, so that all agrees */
 void snapshot_ram_get_stats(SnapshotRAM *s, SnapshotRAMStats *stats)
 {
+    size_t i;
+
+    stats->longest_stall_ns = stat64_get(&s->longest_stall_ns);
+    stats->stall_ns = stat64_get(&s->stall_ns);
+    for (i = 0; i < SNAPSHOT_RAM_STALL_LENGTHS; i++) {
+        stats->stalls[i] = stat64_get(&s->stalls[i]);
+    }
     stats->let_through = stat64_get(&s->let_through);
     stats->faults = stat64_get(&s->faults);
     stats->waits = stat64_get(&s->waits);
+    stats->waiting = page_buffer_waiting(s->buffer) +
+                     qatomic_read(&s->waiters);
     stats->fault_pages = stat64_get(&s->fault_pages);
     stats->scan_pages = stat64_get(&s->scan_pages);
-    stats->zero_pages = stat64_get(&s->zero_pages);
     stats->untouched_pages = stat64_get(&s->untouched_pages);
-    stats->huge_split = stat64_get(&s->huge_split);
+    stats->zero_pages = stat64_get(&s->zero_pages);
     stats->huge_mended = stat64_get(&s->huge_mended);
+    stats->huge_split = stat64_get(&s->huge_split);
+    stats->buffer_used = page_buffer_used(s->buffer);
     stats->buffer_peak = page_buffer_peak(s->buffer);
 }

@@ -41,17 +41,26 @@ typedef struct SnapshotBlockInfo {
     const unsigned long *save;
 } SnapshotBlockInfo;
 
+/* How many lengths of stalls are told apart, see SnapshotRAMStats */
+#define SNAPSHOT_RAM_STALL_LENGTHS 43
+
 typedef struct SnapshotRAMStats {
     uint64_t let_through;       /* writes before snapshot_ram_arm() */
     uint64_t faults;            /* writes that were stopped */
-    uint64_t waits;             /* writes that waited for room in the buffer */
+    uint64_t waits;             /* times that one waited for buffer room */
+    size_t waiting;             /* threads that wait now, for that or a copy */
+    uint64_t stall_ns;          /* how long all stopped writes took together */
+    uint64_t longest_stall_ns;  /* and the longest one */
+    /* How many took less than 1, 2, 4, ... us; the last one counts the rest */
+    uint64_t stalls[SNAPSHOT_RAM_STALL_LENGTHS];
     uint64_t fault_pages;       /* pages saved for a write */
     uint64_t scan_pages;        /* pages saved by scanner and mender */
     uint64_t zero_pages;        /* of both, those that were all zeroes */
     uint64_t untouched_pages;   /* and of these, those that did not exist */
     uint64_t huge_split;        /* huge pages that were released in parts */
     uint64_t huge_mended;       /* of these, those that are huge again */
-    size_t buffer_peak;         /* pages that were in the buffer at a time */
+    size_t buffer_used;         /* pages that are in the buffer */
+    size_t buffer_peak;         /* and the most that ever were */
 } SnapshotRAMStats;
 
 typedef struct SnapshotRAMConfig {
@@ -66,8 +75,9 @@ typedef struct SnapshotRAMConfig {
     /* Whether snapshot_ram_arm_ahead() may be called */
     bool arm_ahead;
     /*
-     * How soon after one another faults must be for the guest to be writing
-     * fast: then more is saved at a time, and faults are fewer
+     * How soon after one another faults must come, on an average of some, for
+     * the guest to be writing fast: then more is saved at a time, and faults
+     * are fewer.  0: it never is.
      */
     int64_t busy_ns;
     /*
@@ -82,14 +92,22 @@ typedef struct SnapshotRAMConfig {
      */
     int stall_limit_ms;
     /*
+     * How much of its time, in percent, a thread may spend on writes that were
+     * stopped, on an average over so long or longer; 0: all of it.  The
+     * snapshot fails rather than let it spend more.
+     */
+    unsigned int stall_share;
+    int stall_window_ms;
+    /*
      * Whether the calling thread holds something that many others need.  Of
      * such callers there is one at a time.  They get the last slots, and all
      * of them together may wait for urgent_limit_ms, which comes back to them
      * as time goes by; and no call of theirs goes on for longer than
-     * stall_limit_ms, even if it never waits.  NULL: there are none.
+     * urgent_call_ms, even if it never waits.  NULL: there are none.
      */
     bool (*urgent)(void);
     int urgent_limit_ms;
+    int urgent_call_ms;
     /*
      * How many bytes of data to hand out in a second, as long as guest writes
      * do not ask for more; 0: as many as can be.  Any thread.  NULL: the same.
@@ -250,8 +268,11 @@ void snapshot_ram_stop(SnapshotRAM *s);
 /* Returns: why the snapshot has stopped by itself, or NULL if it has not */
 const char *snapshot_ram_failure(SnapshotRAM *s);
 
-/* Before snapshot_ram_close() */
+/* Before snapshot_ram_close(); any thread */
 void snapshot_ram_get_stats(SnapshotRAM *s, SnapshotRAMStats *stats);
+
+/* Those of huge pages only, also after that */
+void snapshot_ram_get_mend_stats(SnapshotRAM *s, SnapshotRAMStats *stats);
 
 /*
  * After snapshot_ram_stop(): give up the trap.  Nobody may use the buffer or

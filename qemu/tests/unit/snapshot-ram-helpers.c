@@ -62,6 +62,7 @@ TestRAM *test_ram_new_busy(size_t num_slots, bool detect_zero, int64_t busy_ns,
         .stall_limit_ms = stall_limit_ms,
         .urgent = test_urgent,
         .urgent_limit_ms = TEST_URGENT_LIMIT_MS,
+        .urgent_call_ms = stall_limit_ms,
     }, &error_abort);
     t->buffer = t->ram->buffer;
     return t;

@@ -9,7 +9,9 @@
 #include "qapi/error.h"
 #include "qemu/atomic.h"
 #include "qemu/bitmap.h"
+#include "qemu/host-utils.h"
 #include "qemu/thread.h"
+#include "qemu/timer.h"
 #include "qemu/units.h"
 #include "fake-write-trap.h"
 #include "real-write-traps.h"
@@ -138,16 +140,41 @@ static void test_back_pressure(void)
 {
     uint8_t *host = test_map(100);
     TestRAM *t = test_ram_new(32, true, LONG_MS);
+    uint64_t faults, stalls = 0;
+    SnapshotRAMStats stats;
+    size_t page, i;
+    int64_t start;
     Writer *w;
+    int length;
 
     test_ram_add(t, host, 100, PAGE_SIZE, true);
     test_ram_arm(t, &fake_trap_ops);
-    w = writer_new(host + fill_buffer(t, host) * PAGE_SIZE);
+    start = g_get_monotonic_time();
+    page = fill_buffer(t, host);
+    faults = test_ram_stats(t).faults;
+    w = writer_new(host + page * PAGE_SIZE);
+    while (test_ram_stats(t).faults == faults) {
+        g_usleep(100);
+    }
     assert_waits(w);
+    g_assert_cmpuint(test_ram_stats(t).buffer_used, ==, FULL);
     g_assert_cmpuint(test_ram_drain(t), ==, FULL);
     writer_join(w);
-    g_assert_cmpuint(test_ram_stats(t).waits, ==, 1);
+    stats = test_ram_stats(t);
+    g_assert_cmpuint(stats.waits, ==, 1);
     g_assert_null(snapshot_ram_failure(t->ram));
+
+    /* One of them took longer than the others, but not than all of this */
+    for (i = 0; i < SNAPSHOT_RAM_STALL_LENGTHS; i++) {
+        stalls += stats.stalls[i];
+    }
+    g_assert_cmpuint(stalls, ==, faults + 1);
+    g_assert_cmpuint(stats.longest_stall_ns, >=, SCALE_MS);
+    g_assert_cmpuint(stats.longest_stall_ns, <=, stats.stall_ns);
+    g_assert_cmpuint(stats.stall_ns, <=,
+                     (g_get_monotonic_time() - start + 1) * SCALE_US);
+    length = 64 - clz64(stats.longest_stall_ns / SCALE_US);
+    g_assert_cmpuint(stats.stalls[length], >, 0);
 
     test_ram_save(t, 0);
     test_ram_check(t);
@@ -221,8 +248,7 @@ static void *trickle_thread(void *opaque)
     uint32_t slot;
 
     while (!qatomic_read(&trickle->stop)) {
-        if (page_buffer_dequeue(trickle->t->buffer, &slot, 1,
-                                false)) {
+        if (page_buffer_dequeue(trickle->t->buffer, &slot, 1, false)) {
             page_buffer_give(trickle->t->buffer, &slot, 1);
         }
         g_usleep(10 * 1000);
@@ -275,6 +301,49 @@ static void test_deadline_urgent_call(void)
 static void test_deadline_urgent_calls(void)
 {
     test_one_deadline(true, true);
+}
+
+/*
+ * Each write waits for a page to be taken, and none for long.  @pause: how long
+ * the guest does something else then, in relation to that.
+ *
+ * Returns: why the snapshot has failed, or NULL
+ */
+static const char *crawl(int pause)
+{
+    uint8_t *host = test_map(400);
+    TestRAM *t = test_ram_new(32, true, LONG_MS);
+    int64_t end = g_get_monotonic_time() + 3 * G_USEC_PER_SEC;
+    Trickle trickle = { .t = t };
+    const char *failure;
+    size_t page;
+
+    t->ram->config.stall_share = 50;
+    t->ram->config.stall_window_ms = 1000;
+    test_ram_add(t, host, 400, PAGE_SIZE, true);
+    test_ram_arm(t, &fake_trap_ops);
+    page = fill_buffer(t, host);
+    qemu_thread_create(&trickle.thread, "trickle", trickle_thread, &trickle,
+                       QEMU_THREAD_JOINABLE);
+    for (; page < 400 && !snapshot_ram_failure(t->ram) &&
+           g_get_monotonic_time() < end; page++) {
+        int64_t start = g_get_monotonic_time();
+
+        g_assert_true(fake_write(host + page * PAGE_SIZE));
+        g_usleep((g_get_monotonic_time() - start) * pause);
+    }
+    failure = snapshot_ram_failure(t->ram);
+    qatomic_set(&trickle.stop, true);
+    qemu_thread_join(&trickle.thread);
+    test_ram_free(t);
+    test_unmap(host, 400);
+    return failure;
+}
+
+static void test_stall_share(void)
+{
+    g_assert_null(crawl(9));
+    g_assert_nonnull(strstr(crawl(0), "snapshot-stall-share"));
 }
 
 static void test_stop_wakes(void)
@@ -451,6 +520,7 @@ int main(int argc, char **argv)
     g_test_add_func("/snapshot-ram/claims", test_claims);
     g_test_add_func("/snapshot-ram/back-pressure", test_back_pressure);
     g_test_add_func("/snapshot-ram/stall-limit", test_stall_limit);
+    g_test_add_func("/snapshot-ram/stall-share", test_stall_share);
     g_test_add_func("/snapshot-ram/urgent-limit", test_urgent_limit);
     g_test_add_func("/snapshot-ram/deadline/call", test_deadline_call);
     g_test_add_func("/snapshot-ram/deadline/urgent-call",

@@ -25,6 +25,9 @@
 #define AROUND 16
 #define AROUND_NOT_BUSY 4
 
+/* More writes than it takes to be busy */
+#define NUM_FAR 40
+
 /* Write to a page, and change it */
 static void write_page(TestBlock *b, size_t page)
 {
@@ -134,17 +137,28 @@ static void test_fault_around_not_busy(void)
     assert_released(b, 96, AROUND_NOT_BUSY);
     test_ram_free(t);
 
-    /* It is busy for a while after its last write */
-    t = test_ram_new_busy(64, true, 60 * NANOSECONDS_PER_SECOND, LONG_MS);
-    b = test_ram_add(t, host, 100, PAGE_SIZE, true);
-    test_ram_arm(t, &fake_trap_ops);
-    write_page(b, 37);
-    write_page(b, 99);
-    assert_released(b, 96, AROUND_NOT_BUSY);
-    write_page(b, 50);
-    assert_released(b, 48, AROUND);
-    test_ram_free(t);
     test_unmap(host, 100);
+}
+
+/* It takes some writes that follow one another to be busy, not only two */
+static void test_fault_around_busy(void)
+{
+    uint8_t *host = test_map(NUM_FAR * AROUND);
+    TestRAM *t = test_ram_new_busy(4096, true, 60 * NANOSECONDS_PER_SECOND,
+                                   LONG_MS);
+    TestBlock *b = test_ram_add(t, host, NUM_FAR * AROUND, PAGE_SIZE, true);
+    size_t i;
+
+    test_ram_arm(t, &fake_trap_ops);
+    for (i = 0; i < NUM_FAR; i++) {
+        write_page(b, i * AROUND);
+        if (i < 4) {
+            assert_released(b, i * AROUND, AROUND_NOT_BUSY);
+        }
+    }
+    assert_released(b, (NUM_FAR - 1) * AROUND, AROUND);
+    test_ram_free(t);
+    test_unmap(host, NUM_FAR * AROUND);
 }
 
 static void test_zero_not_detected(void)
@@ -335,6 +349,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/snapshot-ram/scan", test_scan);
     g_test_add_func("/snapshot-ram/fault-around", test_fault_around);
+    g_test_add_func("/snapshot-ram/fault-around-busy", test_fault_around_busy);
     g_test_add_func("/snapshot-ram/fault-around-not-busy",
                     test_fault_around_not_busy);
     g_test_add_func("/snapshot-ram/zero-not-detected", test_zero_not_detected);

@@ -11,47 +11,99 @@
 #include "migration/framework.h"
 #include "migration/migration-qmp.h"
 #include "migration/migration-util.h"
+#include "qapi/qapi-types-migration.h"
 #include "qemu/cutils.h"
 #include "qemu/units.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
 
+/*
+ * What is said of background-snapshot together with each other capability:
+ * a part of the refusal, or NULL if it works.  Some cannot be set by themselves
+ * in such a VM either.
+ */
+static const struct {
+    const char *refusal;
+    bool alone;
+} verdicts[MIGRATION_CAPABILITY__MAX] = {
+    [MIGRATION_CAPABILITY_XBZRLE] = { "xbzrle", true },
+    [MIGRATION_CAPABILITY_RDMA_PIN_ALL] = { "rdma-pin-all", true },
+    [MIGRATION_CAPABILITY_AUTO_CONVERGE] = { "auto-converge", true },
+    [MIGRATION_CAPABILITY_ZERO_BLOCKS] = { NULL, true },
+    [MIGRATION_CAPABILITY_EVENTS] = { NULL, true },
+    [MIGRATION_CAPABILITY_POSTCOPY_RAM] = { "postcopy-ram" },
+    [MIGRATION_CAPABILITY_X_COLO] = { "" },
+    [MIGRATION_CAPABILITY_RELEASE_RAM] = { "release-ram", true },
+    [MIGRATION_CAPABILITY_RETURN_PATH] = { "return-path", true },
+    [MIGRATION_CAPABILITY_PAUSE_BEFORE_SWITCHOVER] = {
+        "pause-before-switchover", true },
+    [MIGRATION_CAPABILITY_MULTIFD] = { "needs mapped-ram", true },
+    [MIGRATION_CAPABILITY_DIRTY_BITMAPS] = { "dirty-bitmaps", true },
+    [MIGRATION_CAPABILITY_POSTCOPY_BLOCKTIME] = { "postcopy-blocktime", true },
+    [MIGRATION_CAPABILITY_LATE_BLOCK_ACTIVATE] = {
+        "late-block-activate", true },
+    [MIGRATION_CAPABILITY_X_IGNORE_SHARED] = { "x-ignore-shared", true },
+    [MIGRATION_CAPABILITY_VALIDATE_UUID] = { "validate-uuid", true },
+    [MIGRATION_CAPABILITY_BACKGROUND_SNAPSHOT] = { NULL, true },
+    [MIGRATION_CAPABILITY_ZERO_COPY_SEND] = { "zero-copy-send" },
+    [MIGRATION_CAPABILITY_POSTCOPY_PREEMPT] = { "" },
+    [MIGRATION_CAPABILITY_SWITCHOVER_ACK] = { "" },
+    [MIGRATION_CAPABILITY_DIRTY_LIMIT] = { "dirty-limit" },
+    [MIGRATION_CAPABILITY_MAPPED_RAM] = { NULL, true },
+};
+
+#define SET_CAPABILITIES "{ 'execute': 'migrate-set-capabilities'," \
+    " 'arguments': { 'capabilities': [ " \
+    "{ 'capability': %s, 'state': true }, " \
+    "{ 'capability': %s, 'state': true } ] } }"
+
 static void test_capabilities(void)
 {
-    static const char *const others[] = {
-        "auto-converge", "dirty-bitmaps", "pause-before-switchover",
-        "return-path", "validate-uuid", "x-ignore-shared", "xbzrle",
-    };
+    const char *ours = "background-snapshot";
     QTestState *from, *to;
-    size_t i, j;
+    int cap;
 
     if (!snapshot_start(&from, &to, NULL, NULL)) {
         return;
     }
-    for (i = 0; i < ARRAY_SIZE(others); i++) {
-        const char *order[] = { "background-snapshot", others[i] };
+    for (cap = 0; cap < MIGRATION_CAPABILITY__MAX; cap++) {
+        const char *other = MigrationCapability_str(cap);
+        const char *refusal = verdicts[cap].refusal;
 
-        for (j = 0; j < 2; j++) {
-            migrate_set_capability(from, "background-snapshot", false);
-            migrate_set_capability(from, order[j], true);
-            snapshot_assert_error(qtest_qmp_assert_failure_ref(
-                from, "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
-                " 'capabilities': [ { 'capability': %s, 'state': true } ] } }",
-                order[!j]), others[i]);
-            migrate_set_capability(from, order[j], false);
+        migrate_set_capability(from, ours, false);
+        if (!refusal) {
+            /* One that has no entry is a new one */
+            g_assert_true(verdicts[cap].alone);
+            qtest_qmp_assert_success(from, SET_CAPABILITIES, ours, other);
+            if (cap == MIGRATION_CAPABILITY_MAPPED_RAM) {
+                migrate_set_capability(from, other, false);
+            }
+            continue;
+        }
+        snapshot_assert_error(qtest_qmp_assert_failure_ref(
+            from, SET_CAPABILITIES, ours, other), refusal);
+        if (verdicts[cap].alone) {
+            migrate_set_capability(from, other, true);
+            snapshot_assert_capability_fails(from, refusal);
+            migrate_set_capability(from, other, false);
         }
     }
     migrate_end(from, to, false);
 }
 
-static uint64_t get_buffer_size(QTestState *who)
+static uint64_t get_parameter(QTestState *who, const char *name)
 {
     QDict *rsp = qtest_qmp_assert_success_ref(
         who, "{ 'execute': 'query-migrate-parameters' }");
-    uint64_t size = qdict_get_int(rsp, "snapshot-buffer-size");
+    uint64_t value = qdict_get_int(rsp, name);
 
     qobject_unref(rsp);
-    return size;
+    return value;
+}
+
+static uint64_t get_buffer_size(QTestState *who)
+{
+    return get_parameter(who, "snapshot-buffer-size");
 }
 
 /* Returns the upper limit that the error tells */
@@ -123,6 +175,68 @@ static void test_buffer_size_capped(void)
     qtest_quit(qts);
 }
 
+static void test_stall_limits(void)
+{
+    static const struct {
+        const char *name;
+        uint64_t default_value, max;
+        const char *unit;
+    } limits[] = {
+        { "snapshot-stall-limit", 10000, 3600 * 1000, "ms" },
+        { "snapshot-stall-share", 0, 100, "%" },
+    };
+    QTestState *from, *to;
+    QDict *rsp;
+    size_t i;
+
+    if (!snapshot_start(&from, &to, NULL, NULL)) {
+        return;
+    }
+    for (i = 0; i < ARRAY_SIZE(limits); i++) {
+        g_autofree char *line = g_strdup_printf("%s: 50 %s", limits[i].name,
+                                                limits[i].unit);
+        g_autofree char *error = NULL;
+        g_autofree char *info = NULL;
+
+        g_assert_cmpuint(get_parameter(from, limits[i].name), ==,
+                         limits[i].default_value);
+        migrate_set_parameter_int(from, limits[i].name, limits[i].max);
+        migrate_set_parameter_int(from, limits[i].name, 0);
+        snapshot_assert_error(qtest_qmp_assert_failure_ref(
+            from, "{ 'execute': 'migrate-set-parameters',"
+            " 'arguments': { %s: %" PRIu64 " } }", limits[i].name,
+            limits[i].max + 1), limits[i].name);
+        g_assert_cmpuint(get_parameter(from, limits[i].name), ==, 0);
+
+        error = qtest_hmp(from, "migrate_set_parameter %s 50", limits[i].name);
+        g_assert_cmpstr(error, ==, "");
+        info = qtest_hmp(from, "info migrate_parameters");
+        g_assert_nonnull(strstr(info, line));
+    }
+    migrate_end(from, to, false);
+
+    /* Nobody reads the image, and the guest would have to wait for that */
+    if (!snapshot_start_running(&from, &to)) {
+        return;
+    }
+    migrate_set_parameter_int(from, "snapshot-stall-limit", 200);
+    snapshot_set_buffer_size(from, SNAPSHOT_SMALL_BUFFER);
+    snapshot_begin(from, "exec:sleep 5; cat >/dev/null");
+    snapshot_wait_for_sweeps(from, 2);
+    wait_for_migration_fail(from, true);
+    rsp = migrate_query(from);
+    g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"),
+                            "snapshot-stall-limit"));
+    qobject_unref(rsp);
+
+    /* It goes on, and without the limit the next one succeeds */
+    migrate_set_parameter_int(from, "snapshot-stall-limit", 0);
+    snapshot_wait_for_sweeps(from, 1);
+    migrate_qmp(from, to, snapshot_image_uri, NULL, "{}");
+    wait_for_migration_complete(from);
+    snapshot_restore_and_finish(from, to);
+}
+
 /* A VM without a guest, which need not even have RAM */
 static void test_query_write_traps(void)
 {
@@ -162,6 +276,8 @@ void migration_test_add_background_snapshot_params(void)
                        test_buffer_size);
     migration_test_add("/migration/background-snapshot/buffer-size-capped",
                        test_buffer_size_capped);
+    migration_test_add("/migration/background-snapshot/stall-limits",
+                       test_stall_limits);
     migration_test_add("/migration/background-snapshot/query-write-traps",
                        test_query_write_traps);
 }

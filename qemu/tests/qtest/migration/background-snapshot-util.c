@@ -125,6 +125,12 @@ void snapshot_begin(QTestState *from, const char *uri)
     wait_for_resume(from, get_src());
 }
 
+QDict *snapshot_query_figures(QTestState *who, QDict **rsp)
+{
+    *rsp = migrate_query(who);
+    return qdict_get_qdict(*rsp, "background-snapshot");
+}
+
 int snapshot_start_to_sink(QTestState **from, QTestState **to,
                            uint64_t buffer_size, bool is_pipe)
 {

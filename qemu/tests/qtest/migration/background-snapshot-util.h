@@ -56,6 +56,12 @@ int snapshot_open_sink(QTestState *from, bool is_pipe);
 /* Start a snapshot of a VM that is to run, and wait until it runs again */
 void snapshot_begin(QTestState *from, const char *uri);
 
+/*
+ * Returns: what query-migrate tells of the last snapshot, part of @rsp, which
+ * the caller frees; NULL: nothing
+ */
+QDict *snapshot_query_figures(QTestState *who, QDict **rsp);
+
 /* Assert that the snapshot has not ended */
 void snapshot_assert_active(QTestState *from);
 
