@@ -46,6 +46,12 @@
 /* To make a huge page takes the host a millisecond, and some if it is short */
 #define QUIET_NS (10 * SCALE_MS)
 
+/*
+ * A destination that takes so long is slow.  To write 2 MiB into the page cache
+ * may take 10 ms, where the host itself has to get the memory from somebody.
+ */
+#define STUCK_NS (50 * SCALE_MS)
+
 /* How long snapshot-stall-share is an average of */
 #define STALL_WINDOW_MS (10 * 1000)
 
@@ -204,6 +210,7 @@ static bool background_snapshot_prepare(Error **errp)
         .arm_ahead = background_snapshot_arms_ahead(),
         .busy_ns = BUSY_NS,
         .quiet_ns = QUIET_NS,
+        .stuck_ns = STUCK_NS,
         .stall_limit_ms = background_snapshot_stall_limit(),
         .stall_share = migrate_snapshot_stall_share(),
         .stall_window_ms = STALL_WINDOW_MS,

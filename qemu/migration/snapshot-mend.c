@@ -56,7 +56,7 @@ static bool save_rest(SnapshotRAM *s, SnapshotBlock *b, size_t first,
     size_t unit = first;
 
     if (get_clock() - (int64_t)stat64_get(&s->last_next_ns) <
-        s->config.quiet_ns) {
+        s->config.stuck_ns) {
         return find_next_zero_bit(b->released, end, first) == end;
     }
     while ((unit = find_next_zero_bit(b->claimed, end, unit)) < end) {

@@ -82,10 +82,14 @@ typedef struct SnapshotRAMConfig {
     int64_t busy_ns;
     /*
      * How long there must have been no fault for the host to be asked for huge
-     * pages, and how long nobody who writes the image must have asked for more
-     * for the mender to save what was split
+     * pages
      */
     int64_t quiet_ns;
+    /*
+     * How long nobody who writes the image must have asked for more for the
+     * mender to save what was split, which takes room and a CPU
+     */
+    int64_t stuck_ns;
     /*
      * How long a write, or one call to snapshot_ram_release(), may wait for
      * room in the buffer.  The snapshot fails rather than let it wait longer.

@@ -212,6 +212,7 @@ static void test_busy(const void *ops)
         return;
     }
     s.t->ram->config.quiet_ns = INT64_MAX;
+    s.t->ram->config.stuck_ns = INT64_MAX;
     write_page(&s, 600);
     wait_split(&s, 1);
     g_assert_false(snapshot_ram_mend(s.t->ram));

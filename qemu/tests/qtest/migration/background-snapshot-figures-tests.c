@@ -134,7 +134,7 @@ static void test_running(void)
                     ==, 0);
     qobject_unref(rsp);
 
-    /* Nothing was forced, and all that would have been better is not possible */
+    /* Nothing was forced: what would have been better is not possible */
     first = snapshot_first_trap(from);
     g_assert_cmpstr(trap, ==, first);
     traps = snapshot_list_traps(from);

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""
+Jobs of QEMU's block layer, waited for until they have ended, and what is done
+with them: creating an image, and merging one into its base.
+"""
+
+import itertools
+import json
+import os
+import time
+from typing import Any, Callable, Dict, List, Optional
+
+from .errors import SnapshotError
+from .vm import CommandFailed, VM
+
+
+Json = Dict[str, Any]
+
+PROTOCOLS = ('file', 'host_device')
+_numbers = itertools.count()
+
+
+def unique(what: str) -> str:
+    """A name for a node or a job, short enough for both."""
+    stamp = time.time_ns() // 1000 % 10 ** 12
+    return f'snap-{what}-{stamp}-{next(_numbers)}'
+
+
+def nothing() -> None:
+    """For who does not want to be asked while a job runs."""
+
+
+def _run(vm: VM, job: str, meanwhile: Callable[[], None]) -> None:
+    """Wait until a job has ended; raise its error."""
+    try:
+        delay = 0.005
+        completing = False
+        while True:
+            [state] = [j for j in vm.cmd('query-jobs') if j['id'] == job]
+            if state['status'] == 'ready' and not completing:
+                vm.cmd('job-complete', id=job)
+                completing = True
+            elif state['status'] == 'concluded':
+                break
+            meanwhile()
+            time.sleep(delay)
+            delay = min(0.2, delay * 1.5)
+    except BaseException:
+        _cancel(vm, job)
+        raise
+    vm.cmd('job-dismiss', id=job)
+    if 'error' in state:
+        raise SnapshotError(state['error'])
+
+
+def _cancel(vm: VM, job: str) -> None:
+    """End a job that is not wanted any more."""
+    try:
+        try:
+            # Not job-cancel, which lets a job that is ready complete
+            vm.cmd('block-job-cancel', device=job, force=True)
+        except CommandFailed:
+            pass
+        for _ in range(600):
+            if [j for j in vm.cmd('query-jobs')
+                    if j['id'] == job and j['status'] == 'concluded']:
+                vm.cmd('job-dismiss', id=job)
+                return
+            time.sleep(0.1)
+    except SnapshotError:
+        pass  # What was wrong in the first place is what to report
+
+
+def create(vm: VM, options: Json) -> None:
+    """Create an image."""
+    job = unique('create')
+    vm.cmd('blockdev-create', job_id=job, options=options)
+    _run(vm, job, nothing)
+
+
+def create_overlay(vm: VM, path: str, size: int, base: str,
+                   base_format: str) -> None:
+    """Create an overlay without opening its base, which is in use.
+
+    Not by blockdev-snapshot-sync, for which the VM would have to wait, and
+    which leaves the base's name as the user wrote it, relative to wherever.
+    """
+    create(vm, {'driver': 'file', 'filename': path, 'size': 0})
+    node = unique('new')
+    vm.cmd('blockdev-add', driver='file', node_name=node, filename=path)
+    try:
+        create(vm, {'driver': 'qcow2', 'file': node, 'size': size,
+                    'backing-file': base, 'backing-fmt': base_format})
+    finally:
+        vm.cmd('blockdev-del', node_name=node)
+
+
+def path_of(vm: VM, filename: str) -> str:
+    """The file of an image, from what QEMU says.
+
+    That is more than a name if the image's base has another name than its
+    header has, and relative if that is what the user has given.
+    """
+    tree = json.loads(filename[5:]) if filename.startswith('json:') else {
+        'filename': filename}
+    while isinstance(tree, dict) and 'filename' not in tree:
+        tree = tree.get('file', tree.get('file.filename'))
+    name = tree['filename'] if isinstance(tree, dict) else tree
+    return os.path.join(vm.cwd, str(name))
+
+
+def same_file(one: str, other: str) -> bool:
+    """Whether two names are of one file."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return one == other
+
+
+def node_of(vm: VM, path: str) -> Optional[str]:
+    """The node of the VM's block graph that has the format of an image."""
+    for node in vm.cmd('query-named-block-nodes', flat=True):
+        if node['drv'] not in PROTOCOLS and same_file(
+                path_of(vm, node['file']), path):
+            return str(node['node-name'])
+    return None
+
+
+def chain(vm: VM, image: Json) -> List[str]:
+    """File names of an image and of what is below it, from the top."""
+    names: List[str] = []
+    link: Optional[Json] = image
+    while link:
+        names.append(path_of(vm, link['filename']))
+        link = link.get('backing-image')
+    return names
+
+
+def root_of(vm: VM, path: str) -> Optional[str]:
+    """The node at the top of the disk that an image is part of."""
+    for device in vm.cmd('query-block'):
+        inserted = device.get('inserted')
+        if inserted and any(same_file(name, path)
+                            for name in chain(vm, inserted['image'])):
+            return str(inserted['node-name'])
+    return None
+
+
+def merge(vm: VM, overlay: str, base: str,
+          meanwhile: Callable[[], None] = nothing) -> None:
+    """Write an overlay into its base and take it out of the VM's chain.
+
+    If it is the one that the VM writes to, the VM writes to the base
+    afterwards.  The overlay's file is left alone.
+    """
+    top, bottom = node_of(vm, overlay), node_of(vm, base)
+    root = root_of(vm, overlay)
+    if top is None or bottom is None or root is None:
+        raise SnapshotError(f'the VM does not use {overlay} on {base}')
+    job = unique('commit')
+    arguments = {} if top == root else {
+        # What is above it gets a name that holds from any directory
+        'backing_file': os.path.abspath(base)}
+    vm.cmd('block-commit', job_id=job, device=root, top_node=top,
+           base_node=bottom, auto_dismiss=False, **arguments)
+    _run(vm, job, meanwhile)
+    for node in vm.cmd('query-named-block-nodes', flat=True):
+        # One that came from the command line stays until it is told to go
+        if same_file(path_of(vm, node['file']), overlay):
+            try:
+                vm.cmd('blockdev-del', node_name=node['node-name'])
+            except CommandFailed:
+                pass

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""
+The VM's disks: which there are, whether they can be snapshotted, and doing
+it, all at one moment.
+"""
+
+import os
+from typing import Any, Dict, List, Optional
+
+from . import blockjobs
+from .errors import Refused
+from .vm import VM
+
+
+Json = Dict[str, Any]
+
+MODES = ('external', 'internal', 'none')
+FORMATS = ('raw', 'qcow2')
+
+
+def _label(device: Json, node: str) -> str:
+    """What a user calls a disk."""
+    if device.get('device') or node.startswith('#'):
+        return str(device.get('device') or device.get('qdev') or node)
+    return node
+
+
+def writable(vm: VM) -> List[Json]:
+    """The disks that the VM can write to, as they stand in a manifest."""
+    disks: Dict[str, Json] = {}
+    for device in vm.cmd('query-block'):
+        inserted = device.get('inserted')
+        if not inserted or inserted['ro']:
+            continue
+        node, image = inserted['node-name'], inserted['image']
+        disks.setdefault(node, {
+            'id': _label(device, node),
+            'node': node,
+            'format': inserted['drv'],
+            'file': blockjobs.path_of(vm, image['filename']),
+            'chain': blockjobs.chain(vm, image),
+            'virtual-size': image['virtual-size'],
+            'encrypted': (image.get('encrypted', False)
+                          or inserted.get('encrypted', False)),
+            'snapshots': [s['name'] for s in image.get('snapshots', [])],
+        })
+    return list(disks.values())
+
+
+def check(disks: List[Json], mode: str) -> None:
+    """Refuse what cannot be snapshotted in this mode."""
+    for disk in disks:
+        name = f'disk {disk["id"]} ({disk["file"]})'
+        if disk['format'] not in FORMATS:
+            raise Refused(f'{name} has the driver {disk["format"]}: only '
+                          f'{" and ".join(FORMATS)} can be snapshotted here; '
+                          'do it by other means, and use --disks none')
+        if not os.path.exists(disk['file']):
+            raise Refused(f'{name} is no file or device of this host: '
+                          'snapshot it by other means, and use --disks none')
+        if mode == 'external' and disk['encrypted']:
+            raise Refused(f'{name} is encrypted, its overlay would not be: '
+                          'snapshot it by other means, and use --disks none')
+        if mode == 'internal' and disk['format'] != 'qcow2':
+            raise Refused(f'{name} has the format {disk["format"]}: there are '
+                          'internal snapshots in qcow2 only')
+
+
+def place_overlays(disks: List[Json], name: str,
+                   directory: Optional[str]) -> None:
+    """Decide which file each disk will be written to."""
+    taken = set()
+    for disk in disks:
+        bottom = disk['chain'][-1]
+        folder = os.path.abspath(directory or os.path.dirname(disk['file']))
+        stem = os.path.splitext(os.path.basename(bottom))[0]
+        path = os.path.join(folder, f'{stem}.{name}.qcow2')
+        number = 1
+        while path in taken:
+            number += 1
+            path = os.path.join(folder, f'{stem}-{number}.{name}.qcow2')
+        taken.add(path)
+        if os.path.lexists(path):
+            raise Refused(f'{path} exists already')
+        if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+            raise Refused(f'cannot write to {folder}; --overlay-dir names '
+                          'another place for the overlays')
+        if folder.startswith('/dev/'):
+            raise Refused(f'disk {disk["id"]} is the device {disk["file"]}: '
+                          '--overlay-dir must tell where its overlay goes')
+        disk['overlay'] = path
+
+
+def check_idle(vm: VM) -> None:
+    """Refuse while block jobs run: they would not like it."""
+    busy = [job['id'] for job in vm.cmd('query-jobs')
+            if job['status'] not in ('concluded', 'null')]
+    if busy:
+        raise Refused(f'the VM has jobs that run: {", ".join(busy)}')
+
+
+def prepare(vm: VM, disk: Json) -> None:
+    """Create a disk's overlay while the VM still runs."""
+    blockjobs.create_overlay(vm, disk['overlay'], disk['virtual-size'],
+                             disk['file'], disk['format'])
+
+
+def snapshot(vm: VM, disks: List[Json], mode: str, name: str) -> None:
+    """Snapshot all disks or none, of a VM that is paused."""
+    if mode == 'external':
+        actions = [{'type': 'blockdev-snapshot-sync', 'data': {
+            'node-name': disk['node'], 'snapshot-file': disk['overlay'],
+            'snapshot-node-name': blockjobs.unique('disk'),
+            'format': 'qcow2', 'mode': 'existing'}} for disk in disks]
+    else:
+        actions = [{'type': 'blockdev-snapshot-internal-sync', 'data': {
+            'device': disk['node'], 'name': name}} for disk in disks]
+    if actions:
+        vm.cmd('transaction', actions=actions)
+
+
+def has_internal(vm: VM, disk: Json, name: str) -> Optional[str]:
+    """The node of a disk that has an internal snapshot of this name."""
+    for found in writable(vm):
+        if name in found['snapshots'] and blockjobs.same_file(
+                found['file'], disk['file']):
+            return str(found['node'])
+    return None
+
+
+def delete_internal(vm: VM, node: str, name: str) -> None:
+    """Delete an internal snapshot."""
+    vm.cmd('blockdev-snapshot-delete-internal-sync', device=node, name=name)

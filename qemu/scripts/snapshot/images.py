@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""
+Programs that read and change disk images and migration streams while no QEMU
+does: qemu-img, and scripts/analyze-migration.py.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Callable, Dict, Optional
+
+from .errors import Refused, SnapshotError
+
+
+ANALYZER = os.path.join(os.path.dirname(os.path.realpath(__file__)),
+                        '..', 'analyze-migration.py')
+
+
+class QemuImg:
+    """qemu-img, from --qemu-img, beside a QEMU binary, or from PATH."""
+
+    def __init__(self, given: Optional[str] = None,
+                 beside: Optional[str] = None):
+        self._path = given
+        if not given and beside:
+            neighbour = os.path.join(os.path.dirname(beside), 'qemu-img')
+            if os.access(neighbour, os.X_OK):
+                self._path = neighbour
+        self._path = self._path or shutil.which('qemu-img')
+
+    def available(self) -> bool:
+        """Whether there is one."""
+        return self._path is not None
+
+    def need(self, why: str) -> None:
+        """Refuse if there is none."""
+        if not self.available():
+            raise Refused(f'qemu-img is needed {why}: install it, or name it '
+                          'with --qemu-img')
+
+    def _run(self, *arguments: str, accept: int = 0) -> str:
+        self.need('here')
+        assert self._path is not None
+        try:
+            # Signals of the terminal are for us: a commit is not to be cut
+            done = subprocess.run([self._path, *arguments], check=False,
+                                  stdin=subprocess.DEVNULL,
+                                  stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True,
+                                  start_new_session=True)
+        except OSError as problem:
+            raise SnapshotError(f'{self._path}: {problem}') from problem
+        if done.returncode not in (0, accept):
+            raise SnapshotError(done.stderr.strip() or done.stdout.strip()
+                                or f'qemu-img {arguments[0]} failed')
+        return done.stdout
+
+    def info(self, path: str) -> Dict[str, Any]:
+        """qemu-img info.  Works beside a QEMU that uses the image."""
+        info: Dict[str, Any] = json.loads(
+            self._run('info', '-U', '--output=json', path))
+        return info
+
+    def probe(self, path: str) -> None:
+        """Raise if a QEMU has this image open for writing."""
+        self._run('info', path)
+
+    def check(self, path: str) -> None:
+        """Raise if the metadata of an image is damaged.  Leaks are not."""
+        self._run('check', '-q', '-U', '-f', 'qcow2', path, accept=3)
+
+    def create(self, path: str, base: str, base_format: str) -> None:
+        """A new overlay."""
+        self._run('create', '-q', '-f', 'qcow2', '-b', base,
+                  '-F', base_format, path)
+
+    def copy_internal(self, path: str, snapshot: str, copy: str) -> None:
+        """Copy an internal snapshot out of a disk that nobody uses."""
+        self._run('convert', '-f', 'qcow2', '-O', 'qcow2', '-l',
+                  f'snapshot.name={snapshot}', path, copy)
+
+    def delete_internal(self, path: str, snapshot: str) -> None:
+        """Delete an internal snapshot of a disk that nobody uses."""
+        self._run('snapshot', '-d', snapshot, path)
+
+    def commit(self, overlay: str) -> None:
+        """Write an overlay into its base; the overlay stays as it is."""
+        self._run('commit', '-q', '-d', '-f', 'qcow2', overlay)
+
+    def rebase(self, overlay: str, base: str, base_format: str) -> None:
+        """Change the name of an overlay's base."""
+        self._run('rebase', '-q', '-u', '-f', 'qcow2', '-b', base,
+                  '-F', base_format, overlay)
+
+
+def analyze(stream: str, mapped: bool, meanwhile: Callable[[], None]) -> None:
+    """Have QEMU's own reader read an image; raise if it cannot.
+
+    Of mapped-ram it knows only the description of the devices, which is the
+    last that is written.
+    """
+    with tempfile.TemporaryFile('w+') as log, subprocess.Popen(
+            [sys.executable, ANALYZER, '-f', stream,
+             '-d', 'desc' if mapped else 'state'],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
+            start_new_session=True) as process:
+        try:
+            while process.poll() is None:
+                meanwhile()
+                time.sleep(0.05)
+        except BaseException:
+            process.kill()
+            raise
+        if process.returncode:
+            log.seek(0)
+            words = log.read().strip().splitlines()
+            raise SnapshotError('scripts/analyze-migration.py cannot read it: '
+                                + (words[-1] if words else 'no reason given'))

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""
+restore: starts a VM from a snapshot, with the command line that the VM had.
+Its disks are new overlays on those of the snapshot, which so can be restored
+any number of times.
+"""
+
+import argparse
+import os
+import shlex
+import socket
+import subprocess
+import tempfile
+import time
+from typing import Any, Dict, List, Optional
+
+from . import migration, store
+from .cmdline import CommandLine
+from .delete import RESTORED, restored_files
+from .errors import Refused, SnapshotError
+from .images import QemuImg
+from .progress import Progress
+from .signals import Signals
+from .vm import VM
+
+
+Json = Dict[str, Any]
+
+START_S = 60
+
+
+def listening(path: str) -> bool:
+    """Whether somebody answers at a socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+            return True
+        except socket.timeout:
+            return True
+        except OSError:
+            return False
+
+
+class Restore:
+    """One restored VM."""
+
+    def __init__(self, options: argparse.Namespace, progress: Progress):
+        self.options = options
+        self.progress = progress
+        self.place = store.Snapshot(options.snapshot)
+        self.manifest = self.place.read()
+        self.signals = Signals()
+        image = self.manifest['image']
+        self.format = migration.Format(
+            image['mapped'], image['channels'], image['direct'])
+        self.uri = options.uri or self._uri()
+        self.binary = (options.binary
+                       or self.manifest['command'].get('binary'))
+        self.image_tool = QemuImg(options.qemu_img, self.binary)
+        self.made: List[str] = []
+
+    def _uri(self) -> str:
+        image = self.manifest['image']
+        if 'file' in image:
+            return 'file:' + os.path.join(self.place.path, image['file'])
+        if image['uri'].startswith('file:'):
+            return str(image['uri'])
+        raise Refused(f'the image went to {image["uri"]}: --uri must tell '
+                      'where it can be read from')
+
+    def run(self) -> Json:
+        """Returns what there is to know of the new VM."""
+        given = dict(self._given(text) for text in self.options.disk)
+        command, cwd = self._command()
+        line = CommandLine(command, cwd)
+        dropped = line.drop()
+        line.check()
+        for path in line.sockets():
+            if listening(path):
+                raise Refused(f'somebody listens at {path}, from whom the '
+                              'restored VM would take it: --replace gives it '
+                              'another one')
+        if listening(self.options.qmp):
+            raise Refused(f'somebody listens at {self.options.qmp}')
+        self._put_disks(line, given)
+        argv = self._finish(line)
+        if self.options.print:
+            return {'argv': argv, 'cwd': cwd, 'dropped': dropped,
+                    'uri': self.uri, 'shell': shlex.join(argv)}
+        if dropped:
+            self.progress.step('not used again: ' + shlex.join(dropped))
+        return self._start(argv, cwd)
+
+    @staticmethod
+    def _given(text: str) -> List[str]:
+        if '=' not in text:
+            raise Refused(f'--disk {text}: ID=FILE is needed')
+        return text.split('=', 1)
+
+    def _command(self) -> Any:
+        saved = self.manifest['command']
+        extra = list(self.options.arguments)
+        if self.options.command:
+            if not extra:
+                raise Refused('--command needs a command line after --')
+            return extra, os.getcwd()
+        if not saved:
+            raise Refused('the snapshot has no command line: give the whole '
+                          'of it with --command -- COMMAND...')
+        if not os.path.isdir(saved['cwd']):
+            raise Refused(f'{saved["cwd"]}, where the VM was started, is no '
+                          'directory')
+        argv = [self.binary, *saved['argv'][1:]]
+        for old, new in self.options.replace:
+            if old not in argv:
+                raise Refused(f'--replace: no argument is {old!r}')
+            argv = [new if word == old else word for word in argv]
+        return argv + extra, saved['cwd']
+
+    # Disks
+
+    def _put_disks(self, line: CommandLine, given: Dict[str, str]) -> None:
+        mode = self.manifest['disks']['mode']
+        entries = self.manifest['disks']['list']
+        unknown = set(given) - {disk['id'] for disk in entries}
+        if unknown:
+            raise Refused(f'there is no disk {", ".join(unknown)}; there are: '
+                          + ', '.join(disk['id'] for disk in entries))
+        missing = [disk['id'] for disk in entries if disk['id'] not in given]
+        if mode == 'none' and missing:
+            raise Refused('the snapshot has no disks: --disk ID=FILE must '
+                          'tell what they were at that time, for '
+                          + ', '.join(missing))
+        if missing or given:
+            self.image_tool.need('for the disks')
+        taken = [(disk, line.place_of(disk['chain'])) for disk in entries]
+        plan = []
+        for number, (disk, put) in enumerate(taken):
+            if disk['id'] in given:
+                path = os.path.abspath(given[disk['id']])
+                put(path, self.image_tool.info(path)['format'])
+                continue
+            self._check_disk(disk)
+            path = self._new_name(disk, number)
+            put(path, 'qcow2')
+            plan.append((disk, path))
+        # Nothing was changed up to here
+        if self.options.print:
+            return
+        try:
+            for disk, path in plan:
+                self.progress.step(f'create {path}')
+                self.made.append(path)
+                if mode == 'internal':
+                    self.image_tool.copy_internal(
+                        disk['file'], self.manifest['name'], path)
+                else:
+                    self.image_tool.create(path, disk['file'], disk['format'])
+                self.signals.check()
+        except BaseException:
+            self._clean()
+            raise
+
+    def _check_disk(self, disk: Json) -> None:
+        if not os.path.exists(disk['file']):
+            raise Refused(f'disk {disk["id"]}: there is no {disk["file"]}')
+        if self.manifest['disks']['mode'] != 'external':
+            return
+        now = store.file_state(disk['file'])
+        if any(disk.get(key) != value for key, value in now.items()):
+            raise Refused(f'disk {disk["id"]}: {disk["file"]} was written to '
+                          'after the snapshot')
+
+    def _new_name(self, disk: Json, number: int) -> str:
+        folder = self.options.overlay_dir or os.path.dirname(disk['file'])
+        if folder.startswith('/dev/'):
+            raise Refused(f'disk {disk["id"]} is a device: --overlay-dir must '
+                          'tell where its overlay goes')
+        stem = os.path.splitext(os.path.basename(disk['chain'][-1]))[0]
+        if number and self.options.overlay_dir:
+            stem += f'-{number}'
+        count = 1
+        while True:
+            path = os.path.join(
+                os.path.abspath(folder), f'{stem}.{self.manifest["name"]}'
+                f'-restored{count}.qcow2')
+            if not os.path.lexists(path):
+                return path
+            count += 1
+
+    def _clean(self) -> None:
+        for path in self.made:
+            if os.path.exists(path):
+                os.unlink(path)
+
+    # QEMU
+
+    def _finish(self, line: CommandLine) -> List[str]:
+        machine = self.manifest['qemu'].get('machine')
+        argv = list(line.argv)
+        if machine:
+            # An alias such as "q35" is another machine in another release
+            argv += ['-machine', f'type={machine}']
+        if self.options.paused:
+            argv.append('-S')
+        socket_path = os.path.abspath(self.options.qmp).replace(',', ',,')
+        return argv + ['-incoming', 'defer', '-qmp',
+                       f'unix:{socket_path},server=on,wait=off']
+
+    def _start(self, argv: List[str], cwd: str) -> Json:
+        if self.options.foreground:
+            return self._drive(argv, cwd, None)
+        if self.options.log:
+            with open(self.options.log, 'a+b') as log:
+                return self._drive(argv, cwd, log)
+        with tempfile.TemporaryFile() as log:
+            return self._drive(argv, cwd, log)
+
+    def _drive(self, argv: List[str], cwd: str, log: Any) -> Json:
+        self.progress.step(f'start {shlex.join(argv)}')
+        began = log.seek(0, os.SEEK_END) if log else 0
+        try:
+            # pylint: disable=consider-using-with
+            process = subprocess.Popen(
+                argv, cwd=cwd, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL if log else None,
+                start_new_session=log is not None)
+        except OSError as problem:
+            self._clean()
+            raise SnapshotError(f'cannot start {argv[0]}: {problem}'
+                                ) from problem
+        vm: Optional[VM] = None
+        try:
+            vm = self._connect(process)
+            self._load(vm)
+            status = vm.status()
+            if self.made:
+                record = os.path.join(self.place.path, RESTORED)
+                store.write_json(record, {'files': sorted(
+                    {*restored_files(self.place.path), *self.made})})
+        except BaseException as problem:
+            process.kill()
+            process.wait()
+            self._clean()
+            if os.path.exists(self.options.qmp):
+                os.unlink(self.options.qmp)
+            if not isinstance(problem, SnapshotError) or log is None:
+                raise
+            log.seek(began)
+            words = log.read().decode(errors='replace').strip()
+            raise type(problem)(f'{problem}' + (
+                f'; QEMU says: {words}' if words else '')) from problem
+        finally:
+            self.progress.end()
+            if vm is not None:
+                vm.close()
+        result = {'pid': process.pid, 'qmp': os.path.abspath(
+            self.options.qmp), 'status': status, 'disks': self.made,
+            'argv': argv}
+        if self.options.foreground:
+            result['exit-status'] = process.wait()
+        return result
+
+    def _connect(self, process: 'subprocess.Popen[bytes]') -> VM:
+        deadline = time.monotonic() + START_S
+        while process.poll() is None:
+            self.signals.check()
+            try:
+                return VM(self.options.qmp)
+            except Refused:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        raise SnapshotError(f'QEMU has ended with {process.returncode}')
+
+    def _load(self, vm: VM) -> None:
+        migration.apply(vm, {'capabilities': self.format.capabilities(),
+                             'parameters': self.format.parameters()})
+        self.progress.step(f'load {self.uri}')
+        # Otherwise QEMU ends without a word that reaches us
+        vm.cmd('migrate-incoming', uri=self.uri, exit_on_error=False)
+        migration.wait(vm, lambda info: self.signals.check())

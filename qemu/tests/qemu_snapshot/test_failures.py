@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+"""
+Snapshots that fail: afterwards all is as it was before.
+"""
+
+import os
+import signal
+import subprocess
+import time
+
+from case import BLOCK, Case, Guest, QEMU, STOCK, read, write
+
+
+class Failures(Case):
+    """Snapshots that fail, after which all is as before."""
+
+    def mount(self, options):
+        if os.geteuid() != 0:
+            self.skipTest('only root can mount')
+        folder = self.folder / 'small'
+        folder.mkdir()
+        subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'tmpfs',
+                        str(folder)], check=True)
+        self.addCleanup(subprocess.run, ['umount', '-l', str(folder)],
+                        check=False)
+        return folder
+
+    def into(self, folder, *more, code):
+        return self.tool('create', str(folder / 's'), '--qmp',
+                         self.guest.socket, *more, code=code)
+
+    def test_full(self):
+        folder = self.mount('size=16m')
+        self.boot()
+        self.unchanged(lambda: self.into(folder, code=2))
+        for more in ((), ('--format', 'mapped-ram', '--channels', '2')):
+            self.unchanged(lambda m=more: self.into(
+                folder, '--ignore-space', *m, code=1))
+        subprocess.run(['mount', '-o', 'remount,size=200m', str(folder)],
+                       check=True)
+        self.into(folder, '--ignore-space', code=0)
+
+    def test_read_only(self):
+        folder = self.mount('ro')
+        self.boot()
+        self.unchanged(lambda: self.into(folder, code=2))
+
+    def test_no_directory(self):
+        self.boot()
+        self.unchanged(lambda: self.into(self.folder / 'nowhere', code=2))
+
+    def test_collisions(self):
+        self.boot()
+        self.create('s')
+        self.create('s', code=2)
+        (self.folder / 'one.t.qcow2').touch()
+        self.create('t', code=2)
+        (self.folder / 'one.t.qcow2').unlink()
+        self.create('t')
+        self.create('.t', code=2)
+
+    def test_sink_dies(self):
+        self.boot()
+        self.unchanged(lambda: self.create(
+            's', '--uri', 'exec:head -c 1000000 >/dev/null; exit 3', code=1))
+
+    def test_trap(self):
+        self.boot()
+        self.unchanged(lambda: self.create('s', '--trap', 'no', code=2))
+
+    def test_buffer(self):
+        self.boot()
+        self.unchanged(lambda: self.create('s', '--buffer', '1000G', code=1))
+
+    def test_timeout(self):
+        self.boot()
+        self.guest.vm.cmd('migrate-set-parameters', max_bandwidth=4 << 20)
+        self.unchanged(lambda: self.create('s', '--timeout', '1', code=1))
+
+    def slow(self):
+        """A snapshot that is being written."""
+        process = self.start('create', str(self.snaps / 's'), '--qmp',
+                             self.guest.socket, '--max-bandwidth', '4M')
+        for _ in range(200):
+            info = self.guest.vm.cmd('query-migrate')
+            if info.get('status') == 'active' and \
+                    info.get('ram', {}).get('transferred', 0) > 1 << 20:
+                return process
+            time.sleep(0.05)
+        raise AssertionError(info)
+
+    def test_signals(self):
+        self.boot()
+        self.guest.vm.cmd('migrate-set-parameters', max_bandwidth=128 << 20)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            def interrupt(number=number):
+                process = self.slow()
+                self.guest.disk('one', write(7, 8 * BLOCK))
+                process.send_signal(number)
+                self.end(process, 130)
+                self.guest.disk('one', read(7, 8 * BLOCK))
+            self.unchanged(interrupt)
+
+    def test_qemu_killed(self):
+        self.boot()
+        process = self.slow()
+        self.guest.disk('two', write(7))
+        self.guest.kill()
+        self.end(process, 1)
+        self.assertEqual(self.files(), ['one.qcow2', 'two.raw'])
+        self.assertEqual((self.folder / 'two.raw').read_bytes()[0], 7)
+
+    def killed(self):
+        self.boot()
+        process = self.slow()
+        self.guest.disk('two', write(7))
+        process.kill()
+        process.communicate()
+        found = self.tool('list', str(self.snaps))['result']
+        self.assertEqual((found['snapshots'], found['partial']), ([], ['s']))
+        self.create('s', code=2)
+        self.delete('s', code=2)
+
+    def test_tool_killed(self):
+        self.killed()
+        self.delete('s', '--partial', online=False, code=2)
+        self.delete('s', '--partial')
+        self.assertEqual(self.written_to(), ['one.qcow2', 'two.raw'])
+        self.assertEqual(self.files(), ['one.qcow2', 'two.raw'])
+        self.guest.disk('two', read(7))
+        self.assertEqual(self.settings()[0]['background-snapshot'], False)
+        self.create('s')
+
+    def test_both_killed(self):
+        self.killed()
+        self.guest.kill()
+        self.delete('s', '--partial', online=False)
+        self.assertEqual(self.files(), ['one.qcow2', 'two.raw'])
+        self.assertEqual((self.folder / 'two.raw').read_bytes()[0], 7)
+
+    def test_internal_undone(self):
+        self.boot(*self.arguments[:4])
+        self.create('s', '--disks', 'internal', '--uri',
+                    'exec:exit 1', code=1)
+        self.assertEqual(self.image('snapshot', '-U', '-l', 'one.qcow2'), '')
+
+    def test_unmodified_qemu(self):
+        if STOCK == QEMU:
+            self.skipTest('QEMU_STOCK is not given')
+        self.guest = Guest(self.folder, *self.arguments, binary=STOCK)
+        self.addCleanup(self.guest.close)
+        self.create('s', code=2)
