@@ -24,7 +24,7 @@ WRITES: List[Line] = [
     ('– speed kept, one core', 'one-core', 'speed kept'),
     ('full speed, slow sink: speed kept', _FULL_SINK, 'speed kept'),
     ('– speed 30 s after', _FULL_SINK, 'speed, 30 s after'),
-    ('2,000/s, slow sink: p99.9 of all', _PACED, 'all writes, p99.9'),
+    ('2,000/s, slow sink: p99.9', _PACED, 'all writes, p99.9'),
     ('– p50 of the stopped writes', _PACED, 'trapped writes, p50'),
     ('– all stopped writes together', _PACED, 'trapped writes, sum'),
     ('– the snapshot takes', _PACED, 'snapshot'),
