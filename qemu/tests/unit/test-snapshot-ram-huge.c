@@ -122,13 +122,22 @@ static void write_page(Snapshot *s, size_t page)
     qatomic_set(s->m.host + page * PAGE_SIZE, 0xff);
 }
 
-/* A trap's thread takes note of a split after it has let the writer go on */
+/*
+ * A trap's thread takes note of a split after it has let the writer go on, and
+ * of when that was last of all; nothing is mended at that time
+ */
 static void wait_split(Snapshot *s, uint64_t huge_split)
 {
-    int tries;
+    int tries, i;
 
     for (tries = 0; tries < 1000; tries++) {
-        if (test_ram_stats(s->t).huge_split == huge_split) {
+        SnapshotRAMStats stats = test_ram_stats(s->t);
+        uint64_t stalls = 0;
+
+        for (i = 0; i < SNAPSHOT_RAM_STALL_LENGTHS; i++) {
+            stalls += stats.stalls[i];
+        }
+        if (stats.huge_split == huge_split && stalls == stats.faults) {
             break;
         }
         g_usleep(1000);
