@@ -58,6 +58,15 @@ def begin_held(scene: Scene, vm: VM, buffer_mb: int = 0) -> Begun:
     return begin(scene, vm, GateSink(scene.place, scene.image()))
 
 
+def reboot_guest(scene: Scene, vm: VM, how: Callable[[], Any]) -> None:
+    """@how has the guest boot anew, during a snapshot."""
+    lines = vm.console.mark()
+    how()
+    vm.wait_boot(lines)
+    expect_active(vm, 'rebooted')
+    scene.check.start(vm)
+
+
 def finish(scene: Scene, vm: VM, begun: Begun) -> None:
     """The snapshot completes; original and restored guest are clean."""
     begun.sink.full_speed()

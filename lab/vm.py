@@ -65,11 +65,6 @@ class VM:
         return [line for line in text.splitlines()
                 if any(word in line for word in TROUBLE)]
 
-    def traced(self, event: str) -> List[str]:
-        """What `-trace event` has written so far, without the event's name."""
-        return re.findall(rf'\b{event} (.*)',
-                          self.output.read_text(errors='replace'))
-
     def assert_alive(self) -> None:
         """Raise RuntimeError with QEMU's last words if it has ended."""
         how = self.process.ended()

@@ -12,8 +12,8 @@ from ..hardware import Hardware
 from ..nested.initramfs import KVM_ONLY
 from ..scene import Case, Scene
 from ..snapshot import TRAPS
-from ..steps import (begin_held, expect_active, expect_trap, finish, refused,
-                     wait_until)
+from ..steps import (begin_held, expect_active, expect_trap, finish,
+                     reboot_guest, refused, wait_until)
 from ..vm import BOOT_S, VM
 from ..workload import DiskCheck, SelfCheck
 
@@ -205,11 +205,7 @@ def reboot(trap: str, scene: Scene) -> None:
     vm = boot(scene, scene.hardware())
     snapshot.set_trap(vm, trap)
     begun = begin_held(scene, vm)
-    lines = vm.console.mark()
-    vm.console.run('reboot -f')
-    vm.wait_boot(lines)
-    expect_active(vm, 'rebooted')
-    scene.check.start(vm)
+    reboot_guest(scene, vm, lambda: vm.console.run('reboot -f'))
     finish(scene, vm, begun)
 
 

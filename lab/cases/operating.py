@@ -14,8 +14,8 @@ from ..hardware import Hardware
 from ..host import MIB, mount_tmpfs
 from ..scene import Case, Scene, acceptance
 from ..sink import ExecSink, FileSink, SocketSink
-from ..steps import (SLOW_MB_S, begin, begin_held, expect_active, expect_end,
-                     finish, refused, still_clean, wait_until)
+from ..steps import (SLOW_MB_S, begin, begin_held, expect_end, finish,
+                     reboot_guest, refused, still_clean, wait_until)
 from ..vm import VM
 
 SNAPSHOTS = 50
@@ -114,11 +114,7 @@ def user_acts(scene: Scene) -> None:
     # This guest does not listen to its power button.
     vm.qmp.cmd('system_powerdown')
     still_clean(scene, vm)
-    lines = vm.console.mark()
-    vm.qmp.cmd('system_reset')
-    vm.wait_boot(lines)
-    expect_active(vm, 'reset')
-    scene.check.start(vm)
+    reboot_guest(scene, vm, lambda: vm.qmp.cmd('system_reset'))
     finish(scene, vm, begun)
 
 

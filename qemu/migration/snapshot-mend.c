@@ -156,12 +156,6 @@ bool snapshot_ram_mend(SnapshotRAM *s)
     return false;
 }
 
-void snapshot_ram_get_mend_stats(SnapshotRAM *s, SnapshotRAMStats *stats)
-{
-    stats->huge_mended = stat64_get(&s->huge_mended);
-    stats->huge_split = stat64_get(&s->huge_split);
-}
-
 bool snapshot_ram_mend_wait(SnapshotRAM *s)
 {
     bool pending = false;
@@ -184,14 +178,13 @@ bool snapshot_ram_mend_wait(SnapshotRAM *s)
     return !qatomic_read(&s->stopped);
 }
 
-/* Those of @split are to be mended as well */
-static void count_split(SnapshotRAM *s, SnapshotBlock *b,
-                        const unsigned long *split)
+/* All are to be mended, also those that were not split before */
+static void count_split(SnapshotRAM *s, const SnapshotBlock *b)
 {
     size_t range;
 
     for (range = 0; range < b->num_huge; range++) {
-        if (test_bit(range, split) && !test_bit(range, b->split) &&
+        if (test_bit(range, b->huge) && !test_bit(range, b->split) &&
             !test_bit(range, b->failed)) {
             stat64_add(&s->huge_split, 1);
         }
@@ -210,7 +203,7 @@ size_t snapshot_ram_mend_rest(SnapshotRAM *s)
         }
         if (b->source.shared && b->writable && !s->mending_rest) {
             /* A trap may have split all of them */
-            count_split(s, b, b->huge);
+            count_split(s, b);
             bitmap_copy(b->split, b->huge, b->num_huge);
         } else {
             bitmap_or(b->split, b->split, b->failed, b->num_huge);

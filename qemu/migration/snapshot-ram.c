@@ -230,6 +230,12 @@ const char *snapshot_ram_failure(SnapshotRAM *s)
     return qatomic_read(&s->failure);
 }
 
+void snapshot_ram_get_mend_stats(SnapshotRAM *s, SnapshotRAMStats *stats)
+{
+    stats->huge_mended = stat64_get(&s->huge_mended);
+    stats->huge_split = stat64_get(&s->huge_split);
+}
+
 /* Who counts a fault adds to what is read last first, so that all agrees */
 void snapshot_ram_get_stats(SnapshotRAM *s, SnapshotRAMStats *stats)
 {
@@ -249,8 +255,7 @@ void snapshot_ram_get_stats(SnapshotRAM *s, SnapshotRAMStats *stats)
     stats->scan_pages = stat64_get(&s->scan_pages);
     stats->untouched_pages = stat64_get(&s->untouched_pages);
     stats->zero_pages = stat64_get(&s->zero_pages);
-    stats->huge_mended = stat64_get(&s->huge_mended);
-    stats->huge_split = stat64_get(&s->huge_split);
+    snapshot_ram_get_mend_stats(s, stats);
     stats->buffer_used = page_buffer_used(s->buffer);
     stats->buffer_peak = page_buffer_peak(s->buffer);
 }

@@ -228,6 +228,17 @@ SnapshotRAMStats test_ram_stats(TestRAM *t)
     return stats;
 }
 
+uint64_t test_ram_stalls(const SnapshotRAMStats *stats)
+{
+    uint64_t stalls = 0;
+    size_t i;
+
+    for (i = 0; i < SNAPSHOT_RAM_STALL_LENGTHS; i++) {
+        stalls += stats->stalls[i];
+    }
+    return stalls;
+}
+
 typedef struct Scribbler {
     QemuThread thread;
     uint8_t *host;

@@ -104,6 +104,9 @@ void test_ram_free(TestRAM *t);
 
 SnapshotRAMStats test_ram_stats(TestRAM *t);
 
+/* Returns: how many of them are stalls, however long */
+uint64_t test_ram_stalls(const SnapshotRAMStats *stats);
+
 /* Threads that write everywhere; no page is zero for long */
 typedef struct TestScribblers TestScribblers;
 

@@ -128,16 +128,13 @@ static void write_page(Snapshot *s, size_t page)
  */
 static void wait_split(Snapshot *s, uint64_t huge_split)
 {
-    int tries, i;
+    int tries;
 
     for (tries = 0; tries < 1000; tries++) {
         SnapshotRAMStats stats = test_ram_stats(s->t);
-        uint64_t stalls = 0;
 
-        for (i = 0; i < SNAPSHOT_RAM_STALL_LENGTHS; i++) {
-            stalls += stats.stalls[i];
-        }
-        if (stats.huge_split == huge_split && stalls == stats.faults) {
+        if (stats.huge_split == huge_split &&
+            test_ram_stalls(&stats) == stats.faults) {
             break;
         }
         g_usleep(1000);
