@@ -53,15 +53,16 @@ class PrivateApt:
         return subprocess.run([tool, *self._options, *args], text=True,
                               capture_output=True, **kwargs)
 
-    def qemu(self, suite, package, *args):
-        """The version of a package of QEMU 10.0; @args are apt-cache's."""
+    def version(self, project, suite, package, *args):
+        """That of a package of the project's release; @args are
+        apt-cache's."""
         shown = self.run('apt-cache', *args, package)
         versions = re.findall(r'^Version: (.*)$', shown.stdout, re.M)
         for version in versions:
-            if re.match(r'(\d+:)?10\.0\.\d', version):
+            if re.match(rf'(\d+:)?{re.escape(project.release)}\.\d', version):
                 return version
-        raise Refused(f'{suite} has QEMU {", ".join(versions) or "not"}, '
-                      'not 10.0')
+        raise Refused(f'{suite} has {project.title} '
+                      f'{", ".join(versions) or "not"}, not {project.release}')
 
 
 @contextlib.contextmanager

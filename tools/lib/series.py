@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The series as it is kept in this repository.
+"""A series as it is kept in this repository; here that of QEMU, as an example.
 
 It is sorted by topic: patches/qemu/N-name/ has one topic's commits, in order,
 and 0000-cover-letter.txt: From, Date, Subject, the text.  In git that is an
@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tree import ROOT, UTF8, Refused
+from tree import QEMU, ROOT, UTF8, Refused
 
 COVER = '0000-cover-letter.txt'
 MARKER = re.compile(r'(\d-[a-z0-9-]+): \S')
@@ -26,8 +26,8 @@ MARKER = re.compile(r'(\d-[a-z0-9-]+): \S')
 
 @dataclass
 class Patch:
-    """A commit.  name is below patches/qemu/; a cover letter's message is
-    its marker's."""
+    """A commit.  name is that of its file below patches/<project>/; a cover
+    letter's message is its marker's."""
     name: str
     author: str = ''
     email: str = ''
@@ -69,10 +69,10 @@ class Patch:
             + self.diff)
 
 
-def parse(name, text):
+def parse(project, name, text):
     """Read a patch file's text; refuses what prepare could not do exactly."""
     def bad(why):
-        raise Refused(f'patches/qemu/{name}: {why}')
+        raise Refused(f'patches/{project.name}/{name}: {why}')
 
     mail, separator, rest = text.partition('\n---\n')
     head, _, body = mail.partition('\n\n')
@@ -106,20 +106,23 @@ def parse(name, text):
                         r'Binary files).*', diff, re.M)
     if created:
         bad(f"'{created[0]}': only text changes to existing files belong "
-            'here; a new file goes to qemu/ with a New-file: line')
+            f'here; a new file goes to {project.name}/ with a New-file: '
+            'line')
     if not patch.new_files and not diff:
         bad('changes nothing')
     return patch
 
 
 class Series:
-    """All patches and new files below `root`."""
+    """A project's patches and new files below `root`; there may be none."""
 
-    def __init__(self, root=ROOT):
-        self.new = Path(root) / 'qemu'
-        self.patches_dir = Path(root) / 'patches' / 'qemu'
-        self.patches = [parse(str(p.relative_to(self.patches_dir)), read(p))
-                        for p in self.patch_files()]
+    def __init__(self, project=QEMU, root=ROOT):
+        self.project = project
+        self.new = Path(root) / project.name
+        self.patches_dir = Path(root) / 'patches' / project.name
+        self.patches = [
+            parse(project, str(p.relative_to(self.patches_dir)), read(p))
+            for p in self.patch_files()]
 
     def patch_files(self):
         """Cover letters as well, by folder and name."""
@@ -127,7 +130,7 @@ class Series:
                       if p.suffix == '.patch' or p.name == COVER)
 
     def new_files(self):
-        """Paths of all files that exist below qemu/."""
+        """Paths of all files that exist below the folder of new files."""
         return sorted(str(p.relative_to(self.new)) for p in
                       self.new.rglob('*') if not p.is_dir())
 
@@ -142,13 +145,13 @@ class Series:
         return h.hexdigest()
 
     def problems(self, base_files):
-        """What is wrong between qemu/, the listings and the base."""
-        found, owner = [], {}
+        """What is wrong between new files, their listings and the base."""
+        found, owner, new = [], {}, self.project.name
         for topic, patches in itertools.groupby(self.patches,
                                                 lambda patch: patch.topic):
             covers = [patch.is_cover for patch in patches]
             if topic and (not covers[0] or len(covers) == 1):
-                found.append(f'patches/qemu/{topic} must have {COVER} and '
+                found.append(f'patches/{new}/{topic} must have {COVER} and '
                              'patches')
         for patch in self.patches:
             for path in patch.new_files:
@@ -161,12 +164,12 @@ class Series:
                                  'in the base: change it by a hunk')
                 if not (self.new / path).is_file():
                     found.append(f'{path}, listed by {patch.name}, is '
-                                 'missing below qemu/')
+                                 f'missing below {new}/')
         for patch in self.patches:
             for path in patch.added().keys() & owner.keys():
                 found.append(f'{patch.name} has a hunk for {path}, which '
-                             f'{owner[path]} adds: put it into qemu/{path}')
-        found += [f'qemu/{path} is listed by no patch'
+                             f'{owner[path]} adds: put it into {new}/{path}')
+        found += [f'{new}/{path} is listed by no patch'
                   for path in self.new_files() if path not in owner]
         return found
 

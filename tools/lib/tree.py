@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The prepared QEMU tree, a repository of its own below the build directory.
+"""The projects that a series is kept for, and their prepared trees: each a
+repository of its own below the build directory.
 
 `base` is the pristine source as one commit; the branch `series` has one
 commit for each patch and cover letter on top of it.  What the tools made last
@@ -9,17 +10,16 @@ noticed.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get('BUILD') or ROOT / 'build').resolve()
-
-# Of Debian, that have QEMU 10.0.
-SUITES = ('trixie', 'bookworm-backports')
 
 UTF8 = 'utf-8', 'surrogateescape'
 
@@ -46,6 +46,72 @@ class Refused(Exception):
     """What was asked for cannot be done; the text says why and what helps."""
 
 
+@dataclass(frozen=True)
+class Project:
+    """What there is a series for."""
+    name: str           # of Debian's source package, and of folders here
+    title: str          # in messages
+    trees: Path         # where src is, and obj, stock, series
+    prepare: str        # the command that makes src
+    make: str           # the one that builds it, too
+    variable: str       # names another source than Debian's
+    release: str
+    suites: tuple       # of Debian, that have that release
+    orig: bool          # without Debian's patches
+    needs: tuple        # files of its source
+    version_in: tuple   # such a file, and what the version is in it
+    subprojects: tuple  # that a build without network needs
+    get_subprojects: str
+
+    @property
+    def src(self):
+        return self.trees / 'src'
+
+    def version(self, source):
+        """That of a source tree; None if it is not one of this project."""
+        file, pattern = self.version_in
+        found = re.search(pattern, (source / file).read_text())
+        return found and found[1]
+
+
+QEMU = Project(
+    name='qemu', title='QEMU', trees=BUILD,
+    prepare='make prepare', make='make', variable='QEMU_SRC',
+    release='10.0', suites=('trixie', 'bookworm-backports'), orig=False,
+    needs=('VERSION', 'configure', 'meson.build'),
+    version_in=('VERSION', r'(\S+)'),
+    subprojects=('keycodemapdb', 'berkeley-softfloat-3',
+                 'berkeley-testfloat-3'),
+    get_subprojects='meson subprojects download {}')
+LIBVIRT = Project(
+    name='libvirt', title='libvirt', trees=BUILD / 'libvirt',
+    prepare='tools/prepare libvirt', make='make libvirt',
+    variable='LIBVIRT_SRC',
+    release='11.3', suites=('trixie',), orig=True,
+    needs=('meson.build',),
+    version_in=('meson.build', r"project\(\s*'libvirt',[^)]*?"
+                r"\bversion: '(11\.3\.[^']+)'"),
+    subprojects=('keycodemapdb',),
+    get_subprojects='git submodule update --init subprojects/{}')
+PROJECTS = {project.name: project for project in (QEMU, LIBVIRT)}
+
+
+def arguments(option=None, rest=''):
+    """What the command line says: the project that the first argument names
+    (default: QEMU), whether `option` comes next, and all that follows, which
+    there must be if `rest` tells what it is."""
+    name, args = Path(sys.argv[0]).name, sys.argv[1:]
+    project = PROJECTS[args.pop(0)] if args[:1] and args[0] in PROJECTS \
+        else QEMU
+    given = bool(option) and args[:1] == [option]
+    args = args[given:]
+    if bool(args) != bool(rest):
+        words = [name, f'[{"|".join(PROJECTS)}]', option and f'[{option}]',
+                 rest]
+        raise Refused('usage: ' + ' '.join(filter(None, words)))
+    return project, given, args
+
+
 def main(function):
     """Run a tool's main function.
 
@@ -60,14 +126,14 @@ def main(function):
 
 
 def top(which):
-    """The folder of one of the trees of tools/build, with its obj."""
+    """The folder of one of QEMU's trees (see tools/build), with its obj."""
     return BUILD if which == 'series' else BUILD / which
 
 
 class Tree:
     """The repository at `path`; git() runs there, text() gives its output."""
 
-    def __init__(self, path=BUILD / 'src'):
+    def __init__(self, path=QEMU.src):
         self.path = Path(path)
         self.state_file = self.path / '.git' / 'series-state'
 
@@ -105,6 +171,8 @@ class Tree:
         (self.path / '.git/info').mkdir(exist_ok=True)
         (self.path / '.git/info/attributes').write_text(
             '* -text -filter -ident !working-tree-encoding\n')
+        # What a build leaves in the source; libvirt has no .gitignore.
+        (self.path / '.git/info/exclude').write_text('__pycache__/\n')
 
     def temporary_index(self):
         return tempfile.TemporaryDirectory(prefix='index-',

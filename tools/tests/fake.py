@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A tiny project around a copy of the tools, with a tiny QEMU as its base."""
+"""A tiny project around a copy of the tools, with a tiny QEMU as its base, or
+a tiny libvirt."""
 
 import os
 import shutil
@@ -32,24 +33,46 @@ def make_base(path, ram=''.join(LINES)):
     return path
 
 
+def make_libvirt(path):
+    """The same of libvirt."""
+    make_base(path)
+    for name in ('VERSION', 'configure', 'subprojects/berkeley-softfloat-3',
+                 'subprojects/berkeley-testfloat-3'):
+        (shutil.rmtree if (path / name).is_dir() else os.unlink)(path / name)
+    (path / 'meson.build').write_text(
+        "project(\n  'libvirt', 'c',\n  version: '11.3.0',\n)\n"
+        "dependency('x', version: '11.3.9')\n")
+    return path
+
+
 class Project(unittest.TestCase):
     """setUp makes self.root (the project), self.base and self.build."""
+    NAME, VARIABLE, TREES = 'qemu', 'QEMU_SRC', '.'
+    make_base = staticmethod(make_base)
 
     def setUp(self):
         self.top = Path(tempfile.mkdtemp(prefix='tools-test-'))
         self.addCleanup(shutil.rmtree, self.top)
         self.root, self.build = self.top / 'project', self.top / 'build'
-        self.tree = self.build / 'src'
+        self.tree = self.src(self.build)
+        self.new = self.root / self.NAME
+        self.patches = self.root / 'patches' / self.NAME
         shutil.copytree(TOOLS, self.root / 'tools', ignore=lambda d, names:
                         {n for n in names if n == '__pycache__'})
-        self.base = make_base(self.top / 'base')
+        self.base = self.make_base(self.top / 'base')
         self.source = self.base
         subprocess.run(['git', 'init', '-q', self.root], check=True)
 
+    def src(self, build):
+        """The prepared tree below a build directory."""
+        return build / self.TREES / 'src'
+
     def tool(self, name, *args, build=None, **env):
         """Run a tool; (exit status, all output)."""
-        full = dict(os.environ, BUILD=str(build or self.build),
-                    QEMU_SRC=str(self.source), **env)
+        full = os.environ | {'BUILD': str(build or self.build),
+                             self.VARIABLE: str(self.source)} | env
+        if self.NAME != 'qemu' and name != 'build-libvirt':
+            args = self.NAME, *args
         done = subprocess.run([self.root / 'tools' / name, *args], env=full,
                               text=True, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT)
@@ -112,18 +135,16 @@ class Project(unittest.TestCase):
     def contents(self, *folders):
         """{path: (mode, bytes)} of files below the project's folders."""
         return {p.relative_to(self.root): (p.stat().st_mode, p.read_bytes())
-                for f in folders or ('qemu', 'patches')
+                for f in folders or (self.NAME, 'patches')
                 for p in (self.root / f).rglob('*') if p.is_file()}
 
     def patch(self, number, topic='1-first'):
-        return next((self.root / 'patches/qemu' / topic).glob(
-            f'{number:04}-*'))
+        return next((self.patches / topic).glob(f'{number:04}-*'))
 
     def patch_names(self):
-        """All that is below patches/qemu/."""
-        folder = self.root / 'patches/qemu'
-        return sorted(str(p.relative_to(folder)) for p in folder.rglob('*')
-                      if p.is_file())
+        """All that is below patches/<project>/."""
+        return sorted(str(p.relative_to(self.patches))
+                      for p in self.patches.rglob('*') if p.is_file())
 
     def replace(self, path, old, new):
         text = path.read_text()

@@ -30,8 +30,7 @@ class Bases(unittest.TestCase):
         with tempfile.TemporaryDirectory(prefix='unpack-', dir=BUILD) as d:
             env = {k: v for k, v in os.environ.items() if k != 'QEMU_SRC'}
             done = subprocess.run(
-                [ROOT / 'tools/fetch-qemu', '--unpatched', f'{d}/qemu',
-                 suite],
+                [ROOT / 'tools/fetch', '--unpatched', f'{d}/qemu', suite],
                 env=dict(env, BUILD=str(BUILD)), text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             if done.returncode == 3:
@@ -47,7 +46,7 @@ class Bases(unittest.TestCase):
     def applies(self, suite):
         tree = self.base(suite)
         base = tree.text('rev-parse', 'base')
-        series.build(tree, base, series.Series(ROOT))
+        series.build(tree, base, series.Series())
 
     def test_trixie(self):
         self.applies('trixie')

@@ -20,18 +20,18 @@ class RoundTrip(Project):
         head = self.git('rev-parse', 'HEAD')
         other = self.top / 'other'
         self.good('prepare', build=other)
-        self.assertEqual(self.git('rev-parse', 'HEAD^{tree}',
-                                  tree=other / 'src'), tree)
-        self.assertEqual(self.git('rev-parse', 'HEAD', tree=other / 'src'),
+        src = self.src(other)
+        self.assertEqual(self.git('rev-parse', 'HEAD^{tree}', tree=src), tree)
+        self.assertEqual(self.git('rev-parse', 'HEAD', tree=src),
                          head, 'the commits are reproducible')
         # What .gitignore and .gitattributes say must not change the base.
-        self.assertEqual((other / 'src/a.txt').read_bytes(), b'lf\ncrlf\r\n')
-        self.assertTrue((other / 'src/tracked.ignored').exists())
+        self.assertEqual((src / 'a.txt').read_bytes(), b'lf\ncrlf\r\n')
+        self.assertTrue((src / 'tracked.ignored').exists())
         mails = self.good('series')
         self.assertIn('2 mails', mails)
         self.git('checkout', '-q', '--detach', 'base')
         self.git('am', '--empty=drop', *sorted(
-            map(str, self.build.glob('series/*/*.patch'))))
+            map(str, self.build.glob(f'{self.TREES}/series/*/*.patch'))))
         self.assertEqual(self.git('rev-parse', 'HEAD^{tree}'), tree)
 
     def test_refresh_is_stable(self):
@@ -45,7 +45,7 @@ class RoundTrip(Project):
 
     def test_mode_and_bytes_of_a_new_file(self):
         self.make_series()
-        script = self.root / 'qemu/scripts/run me'
+        script = self.new / 'scripts/run me'
         self.assertTrue(os.access(script, os.X_OK))
         self.assertIn(b'\xff', script.read_bytes())
         script.chmod(0o644)
@@ -56,7 +56,7 @@ class RoundTrip(Project):
         self.make_series()
         self.git('reset', '-q', '--hard', 'HEAD^')
         self.good('refresh')
-        self.assertFalse((self.root / 'qemu/scripts').exists())
+        self.assertFalse((self.new / 'scripts').exists())
         self.assertEqual(self.patch_names(), ['1-first/0000-cover-letter.txt',
                          '1-first/0001-migration-Add-a-helper.patch'])
         self.good('prepare', build=self.top / 'other')
