@@ -2,6 +2,7 @@
 """The second project: its own source, tree and series, by the same tools."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 
@@ -78,6 +79,56 @@ class Messages(Libvirt):
         self.assertIn('\nok   `git am`', output)
         self.assertNotIn('checkpatch', output)
         self.assertRegex(output, r'\n\d passed, 4 failed, \d skipped\n\Z')
+
+
+class Builds(Libvirt):
+    def setUp(self):
+        super().setUp()
+        self.make_series()
+
+    def stub(self, path, script):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('#!/bin/sh\n' + script)
+        path.chmod(0o755)
+
+    def calls(self):
+        calls = self.build / 'calls'
+        text = calls.read_text()
+        calls.unlink()
+        return text.splitlines()
+
+    def test_bisect(self):
+        self.stub(self.root / 'tools/build-libvirt',
+                  'cd "$BUILD/libvirt/bisect/src"\n'
+                  'echo "$* $(git log -1 --format=%s)" >>"$BUILD/calls"\n')
+        self.good('bisect')
+        self.assertEqual(self.calls(), ['bisect migration: Add a helper',
+                                        'bisect scripts: Add a script'])
+
+    def build_it(self, *args):
+        """What is called for that."""
+        self.good('build-libvirt', *args, JOBS='',
+                  PATH=f'{self.top / "bin"}:{os.environ["PATH"]}')
+        return self.calls()
+
+    def test_build(self):
+        for name in 'meson', 'ninja':
+            self.stub(self.top / 'bin' / name,
+                      f'echo "{name} $*" >>"$BUILD/calls"\n'
+                      'for last; do :; done\n'
+                      f'[ {name} != meson ] || mkdir -p "$last/../obj"\n')
+        for which, trees in ('series', 'libvirt'), ('stock', 'libvirt/stock'):
+            top = self.build / trees
+            meson, ninja = self.build_it(which, 'some/target')
+            self.assertRegex(meson, f'meson setup .* {top}/obj {top}/src$')
+            self.assertEqual(ninja, f'ninja -C {top}/obj some/target')
+            self.assertRegex(*self.build_it(which), r'^ninja .*/virtqemud ')
+        stock = self.build / 'libvirt/stock/src'
+        self.assertEqual((stock / 'migration/ram.c').read_text(),
+                         ''.join(fake.LINES))
+        self.assertFalse((stock / 'migration/helper.c').exists())
+        self.replace(self.root / 'tools/build-libvirt', 'enabled', 'auto')
+        self.assertEqual(len(self.build_it('stock')), 2)
 
 
 class Source(Libvirt):
