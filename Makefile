@@ -5,17 +5,23 @@
 
 BUILD ?= build
 QEMU_SRC ?=
+LIBVIRT_SRC ?=
 JOBS ?= $(shell nproc)
 
 override BUILD := $(abspath $(BUILD))
 ifneq ($(QEMU_SRC),)
 override QEMU_SRC := $(abspath $(QEMU_SRC))
 endif
+ifneq ($(LIBVIRT_SRC),)
+override LIBVIRT_SRC := $(abspath $(LIBVIRT_SRC))
+endif
 QEMU := $(BUILD)/qemu-system-x86_64
 STOCK := $(BUILD)/stock/qemu-system-x86_64
-export BUILD QEMU_SRC JOBS QEMU STOCK
+# Only `make libvirt` makes that tree; once it is there, others care for it.
+NO_LIBVIRT := [ ! -d '$(BUILD)/libvirt/src' ]
+export BUILD QEMU_SRC LIBVIRT_SRC JOBS QEMU STOCK
 
-.PHONY: all stock setup prepare series refresh lint bisect check \
+.PHONY: all stock libvirt setup prepare series refresh lint bisect check \
 	check-full check-kvm bench-kvm kernel demo bench clean help
 .NOTPARALLEL:
 
@@ -25,6 +31,11 @@ all: prepare		## build QEMU with the series: $(BUILD)/qemu-system-x86_64
 stock: prepare		## build the same QEMU unmodified, below $(BUILD)/stock
 	@tools/build stock
 
+libvirt:		## build libvirt with its series, in $(BUILD)/libvirt/obj
+	@tools/setup libvirt
+	@tools/prepare libvirt
+	@tools/build-libvirt series
+
 setup:			## install what building needs (Debian, as root)
 	@tools/setup
 
@@ -33,12 +44,16 @@ prepare: setup		## QEMU's source with the series applied: $(BUILD)/src
 
 series: prepare		## export the series as mails: $(BUILD)/series/<topic>
 	@tools/series
+	@$(NO_LIBVIRT) || { tools/prepare libvirt && tools/series libvirt; }
 
 refresh:		## bring the commits in $(BUILD)/src back into the series
 	@tools/refresh
+	@$(NO_LIBVIRT) || tools/prepare libvirt --saved 2>/dev/null || \
+		tools/refresh libvirt
 
 lint: prepare		## check the series and the scripts
 	@tools/lint
+	@$(NO_LIBVIRT) || { tools/prepare libvirt && tools/lint libvirt; }
 
 bisect: prepare		## build and test every commit of the series
 	@tools/bisect
@@ -70,11 +85,13 @@ bench: all stock	## measure side by side with unmodified QEMU
 
 clean:			## remove $(BUILD), unless it holds unsaved commits
 	@tools/prepare --saved
+	@tools/prepare libvirt --saved
 	rm -rf '$(BUILD)'
 
 help:			## this text
 	@echo 'Variables: BUILD=build directory, JOBS=compilers at a time,'
 	@echo '  QEMU_SRC=QEMU source (directory, tarball or git checkout;'
-	@echo "  default: Debian's source package)"
+	@echo "  default: Debian's source package),"
+	@echo "  LIBVIRT_SRC=libvirt source (the same; default: upstream's tarball)"
 	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / \
 		{ printf "%-10s %s\n", $$1, $$2 }' Makefile
