@@ -318,6 +318,28 @@ static void background_snapshot_resume_bh(void *opaque)
 }
 
 /*
+ * Let the user do what belongs to the same moment, such as snapshots of disks,
+ * if that is asked for.  The VM is stopped; it waits without the BQL.
+ */
+static bool background_snapshot_wait_for_user(MigrationState *s, Error **errp)
+{
+    if (migrate_pause_before_switchover()) {
+        if (!migration_switchover_prepare(s)) {
+            error_setg(errp, "Cancelled while the VM stood still");
+            return false;
+        }
+        migrate_set_state(&s->state, MIGRATION_STATUS_DEVICE,
+                          MIGRATION_STATUS_ACTIVE);
+        if (runstate_is_live(runstate_get())) {
+            error_setg(errp, "The VM was resumed before migrate-continue");
+            return false;
+        }
+    }
+    background_snapshot_note(SNAPSHOT_FREEZE_PAUSE);
+    return true;
+}
+
+/*
  * Stop the VM, save its devices to @fb, arm the write traps.  Has the VM
  * resume, and returns true, or false with @errp set.
  */
@@ -338,6 +360,10 @@ static bool background_snapshot_freeze(MigrationState *s, QEMUFile *fb,
     }
 
     background_snapshot_note(SNAPSHOT_FREEZE_STOP);
+
+    if (!background_snapshot_wait_for_user(s, errp)) {
+        goto fail;
+    }
 
     /* The user has paused the VM for the snapshot: both copies will run */
     snapshot.resume = live ||

@@ -61,6 +61,7 @@ void background_snapshot_finish(MigrationState *s, int ret);
 typedef enum SnapshotFreezePart {
     SNAPSHOT_FREEZE_BEGIN,
     SNAPSHOT_FREEZE_STOP,
+    SNAPSHOT_FREEZE_PAUSE,
     SNAPSHOT_FREEZE_DEVICES,
     SNAPSHOT_FREEZE_ARM,
     SNAPSHOT_FREEZE_RESUME,

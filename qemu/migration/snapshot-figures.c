@@ -24,7 +24,8 @@ static BackgroundSnapshotFreeze freeze_info(const SnapshotFigures *figures)
     return (BackgroundSnapshotFreeze) {
         .total = us[SNAPSHOT_FREEZE_RESUME] - us[SNAPSHOT_FREEZE_BEGIN],
         .stop = us[SNAPSHOT_FREEZE_STOP] - us[SNAPSHOT_FREEZE_BEGIN],
-        .devices = us[SNAPSHOT_FREEZE_DEVICES] - us[SNAPSHOT_FREEZE_STOP],
+        .pause = us[SNAPSHOT_FREEZE_PAUSE] - us[SNAPSHOT_FREEZE_STOP],
+        .devices = us[SNAPSHOT_FREEZE_DEVICES] - us[SNAPSHOT_FREEZE_PAUSE],
         .arm = us[SNAPSHOT_FREEZE_ARM] - us[SNAPSHOT_FREEZE_DEVICES],
         .resume = us[SNAPSHOT_FREEZE_RESUME] - us[SNAPSHOT_FREEZE_ARM],
     };
@@ -131,9 +132,10 @@ void snapshot_figures_print(Monitor *mon, const BackgroundSnapshotInfo *info)
     }
     if (freeze) {
         monitor_printf(mon, "freeze: %" PRIu64 " us (stop %" PRIu64
-                       ", devices %" PRIu64 ", arm %" PRIu64 ", resume %" PRIu64
-                       ")\n", freeze->total, freeze->stop, freeze->devices,
-                       freeze->arm, freeze->resume);
+                       ", pause %" PRIu64 ", devices %" PRIu64 ", arm %" PRIu64
+                       ", resume %" PRIu64 ")\n", freeze->total, freeze->stop,
+                       freeze->pause, freeze->devices, freeze->arm,
+                       freeze->resume);
     }
     monitor_printf(mon, "guest writes that were stopped: %" PRIu64 ", and %"
                    PRIu64 " before the VM stood still\n", info->trapped_writes,

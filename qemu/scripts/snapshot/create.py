@@ -150,17 +150,18 @@ class Create:
     def _plan(self) -> Tuple[Json, Json]:
         """What to know for undoing it, and settings of the migration."""
         options = self.options
+        # With no disks to snapshot, or if the VM is paused anyway, not
+        self.pauses = bool(self.was_running and self.disks
+                           and options.disks != 'none')
         capabilities = dict(self.format.capabilities(),
-                            **{'background-snapshot': True})
+                            **{'background-snapshot': True,
+                               'pause-before-switchover': self.pauses})
         parameters = self.format.parameters()
         for name, value in (('snapshot-buffer-size', options.buffer),
                             ('max-bandwidth', options.max_bandwidth),
                             ('snapshot-write-trap', options.trap)):
             if value is not None:
                 parameters[name] = value
-        # With no disks to snapshot, migrate alone has the VM stand still
-        self.pauses = bool(self.was_running and self.disks
-                           and options.disks != 'none')
         journal = {
             'pid': self.vm.pid, 'was-running': self.was_running,
             'mode': options.disks,
@@ -210,29 +211,35 @@ class Create:
                 signals.check()
         self.vm.wait_event(0.001)
         self.vm.events.clear()
-        # The VM stands still from here to migrate: nothing slow in between
         journal.update(paused=self.pauses, snapshotting=True,
                        migrating=True)
         self.place.note(journal)
-        if self.pauses:
-            self._sync_disks()
-            self.progress.step('pause the VM')
-            self.vm.cmd('stop')
-        if self.options.disks != 'none':
-            self.progress.step(f'snapshot {len(self.disks)} disks')
-            disks.snapshot(self.vm, self.disks, self.options.disks,
-                           self.place.name)
+        meanwhile = self._meanwhile(journal, signals)
+        if not self.pauses:
+            self._snapshot_disks()
         self.progress.step(f'migrate to {self.uri}')
         self.progress.restart()
         self.vm.cmd('migrate', uri=self.uri)
+        if self.pauses:
+            self._sync_disks()
+            migration.wait(self.vm, meanwhile, 'pre-switchover')
+            # The VM stands still: nothing slow in between
+            self._snapshot_disks()
+            self.vm.cmd('migrate-continue', state='pre-switchover')
         for disk in journal['disks']:
             disk['state'] = store.file_state(disk['file'])
         self.place.note(journal)
 
-        info = migration.wait(self.vm, self._meanwhile(journal, signals))
+        info = migration.wait(self.vm, meanwhile)
         manifest['result'] = dict(
             report(info),
             **{'pause-seconds': migration.pause_seconds(self.vm.events)})
+
+    def _snapshot_disks(self) -> None:
+        if self.options.disks != 'none':
+            self.progress.step(f'snapshot {len(self.disks)} disks')
+            disks.snapshot(self.vm, self.disks, self.options.disks,
+                           self.place.name)
 
     def _sync_disks(self) -> None:
         """What is flushed now need not be while the VM stands still."""

@@ -67,15 +67,16 @@ def apply(vm: VM, changed: Json) -> None:
         vm.cmd('migrate-set-parameters', **changed['parameters'])
 
 
-def wait(vm: VM, meanwhile: Callable[[Json], None]) -> Json:
-    """Wait until the migration has ended; raise if not as it should."""
+def wait(vm: VM, meanwhile: Callable[[Json], None],
+         goal: str = 'completed') -> Json:
+    """Wait for a state of the migration; raise if it has ended otherwise."""
     while True:
         info: Json = vm.cmd('query-migrate')
-        if info.get('status') in FINAL:
+        if info.get('status') in (*FINAL, goal):
             break
         meanwhile(info)
         vm.wait_event(POLL_S)
-    if info['status'] != 'completed':
+    if info['status'] != goal:
         raise SnapshotError(info.get('error-desc')
                             or f'the migration was {info["status"]}')
     return info

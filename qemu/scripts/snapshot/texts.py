@@ -45,11 +45,13 @@ Take a snapshot of a running VM.  This is what happens, over QMP; by hand it
 would be the same:
 
   1. All that could fail is checked; then an overlay is created for each disk.
-  2. stop: the VM is paused.
+  2. migrate, with the capabilities background-snapshot and
+     pause-before-switchover, which were turned on before: QEMU gets ready, and
+     the VM stands still.
   3. transaction: the VM's disks get their overlays, all at one moment.
-  4. migrate, with the capability background-snapshot, which was turned on
-     before: QEMU saves the devices, THE VM RESUMES BY ITSELF, and RAM is
-     written while it runs.  The VM has stood still for some milliseconds.
+  4. migrate-continue: QEMU saves the devices, THE VM RESUMES BY ITSELF, and
+     RAM is written while it runs.  The VM has stood still for some
+     milliseconds.
   5. The migration has completed.  The image is synced to the disk, its
      checksum is taken, and .NAME.partial/ becomes NAME/.
 

@@ -20,6 +20,7 @@ static void check_freeze(QDict *freeze)
 {
     g_assert_cmpint(qdict_get_int(freeze, "total"), >, 0);
     g_assert_cmpint(qdict_get_int(freeze, "stop") +
+                    qdict_get_int(freeze, "pause") +
                     qdict_get_int(freeze, "devices") +
                     qdict_get_int(freeze, "arm") +
                     qdict_get_int(freeze, "resume"), ==,
