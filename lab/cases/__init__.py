@@ -5,8 +5,8 @@ SPDX-License-Identifier: GPL-2.0-or-later
 from typing import Dict, Tuple
 
 from ..scene import Case
-from . import (changing, choice, failing, faults, formats, kvm, lifecycle,
-               memory, operating, own_writes, roundtrip, scattered,
+from . import (changing, choice, failing, faults, formats, hotplug, kvm,
+               lifecycle, memory, operating, own_writes, roundtrip, scattered,
                sensitivity)
 
 # By name: the host ('': this machine) and the case.  Those for a host are
@@ -14,6 +14,6 @@ from . import (changing, choice, failing, faults, formats, kvm, lifecycle,
 ALL: Dict[str, Tuple[str, Case]] = {
     f'{host}/{case.name}' if host else case.name: (host, case)
     for module in (sensitivity, roundtrip, formats, scattered, memory,
-                   changing, choice, lifecycle, failing, operating, faults,
-                   kvm, own_writes)
+                   changing, hotplug, choice, lifecycle, failing, operating,
+                   faults, kvm, own_writes)
     for case in module.CASES for host in case.hosts or ('',)}
