@@ -2,6 +2,7 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import contextlib
 import os
 import re
 import signal
@@ -120,8 +121,13 @@ class LocalProcess:
         """How many mappings the kernel keeps for the process."""
         return len((self._proc / 'maps').read_text().splitlines())
 
-    def threads(self) -> int:
-        return len(list((self._proc / 'task').iterdir()))
+    def threads(self) -> List[str]:
+        """Their names, which QEMU's `-name debug-threads=on` tells apart."""
+        names = []
+        for task in (self._proc / 'task').iterdir():
+            with contextlib.suppress(OSError):  # It may have ended.
+                names.append((task / 'comm').read_text().strip())
+        return names
 
     def files(self) -> int:
         """How many file descriptors are open."""
