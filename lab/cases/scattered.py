@@ -13,12 +13,13 @@ from ..sink import PipeSink
 from ..steps import expect_mappings
 from ..workload import SelfCheck
 
-FAULTS = 200000
 # The first write to every 32nd page is saved with what is around it and
 # leaves an island.  When there may be no more of those, each further page is a
 # fault of its own.  A slow sink keeps the scanner from being faster.
 STRIDE = 32
 WRITE_MB, RAM_MB = 3200, 3700
+# Several times as many as there can be islands.
+FAULTS = 4 * (WRITE_MB << 8) // STRIDE
 BUFFER_MB, SINK_MB_S = 1, 80
 MAX_MAP_COUNT = Path('/proc/sys/vm/max_map_count')
 DEFAULT_MAX_MAP_COUNT = 65530
