@@ -121,6 +121,20 @@ static void test_multifd_alone(void)
     migrate_end(from, to, false);
 }
 
+/* Places in a file cannot be encrypted as a stream can */
+static void test_tls(void)
+{
+    QTestState *from, *to;
+
+    if (!snapshot_start(&from, &to, NULL, NULL)) {
+        return;
+    }
+    choose_format(from, 0, false);
+    migrate_set_parameter_str(from, "tls-creds", "any");
+    snapshot_assert_migrate_fails(from, "Cannot use TLS with mapped-ram");
+    migrate_end(from, to, false);
+}
+
 void migration_test_add_background_snapshot_file(MigrationTestEnv *env)
 {
     tmpfs = env->tmpfs;
@@ -135,4 +149,5 @@ void migration_test_add_background_snapshot_file(MigrationTestEnv *env)
                        test_cancel);
     migration_test_add("/migration/background-snapshot/file/multifd-alone",
                        test_multifd_alone);
+    migration_test_add("/migration/background-snapshot/file/tls", test_tls);
 }
