@@ -1,0 +1,491 @@
+/*
+ * qemu_snapshot_background.c: external snapshots of running domains
+ *
+ * Copyright (C) 2026 the background-snapshot authors
+ *
+ * This library is free software; you can redistribute it and/or
+ * modify it under the terms of the GNU Lesser General Public
+ * License as published by the Free Software Foundation; either
+ * version 2.1 of the License, or (at your option) any later version.
+ *
+ * This library is distributed in the hope that it will be useful,
+ * but WITHOUT ANY WARRANTY; without even the implied warranty of
+ * MERCHANTABILITY or FITNESS FOR A PARTICULAR PURPOSE.  See the GNU
+ * Lesser General Public License for more details.
+ *
+ * You should have received a copy of the GNU Lesser General Public
+ * License along with this library.  If not, see
+ * <http://www.gnu.org/licenses/>.
+ *
+ * SPDX-License-Identifier: LGPL-2.1-or-later
+ */
+
+#include <config.h>
+
+#include <unistd.h>
+
+#include "qemu_snapshot_background.h"
+
+#include "qemu_block.h"
+#include "qemu_domain.h"
+#include "qemu_migration.h"
+#include "qemu_migration_params.h"
+#include "qemu_monitor.h"
+#include "qemu_process.h"
+#include "qemu_saveimage.h"
+#include "qemu_snapshot.h"
+
+#include "snapshot_conf.h"
+#include "virdomainsnapshotobjlist.h"
+#include "virerror.h"
+#include "virfile.h"
+#include "virlog.h"
+
+#define VIR_FROM_THIS VIR_FROM_QEMU
+
+VIR_LOG_INIT("qemu.qemu_snapshot_background");
+
+
+/**
+ * qemuSnapshotBackgroundIsPossible:
+ * @vm: domain
+ * @cfg: driver configuration
+ * @has_manual: whether the user takes snapshots of some disks after this
+ * @flags: bitwise-OR of virDomainSnapshotCreateFlags
+ *
+ * Whether the memory of an external snapshot is saved while the domain runs
+ * again. Not if the user wants the state at the end (LIVE), or the domain is
+ * not to run afterwards.
+ *
+ * Returns 1 if it is, 0 if not, -1 on error.
+ */
+int
+qemuSnapshotBackgroundIsPossible(virDomainObj *vm,
+                                 virQEMUDriverConfig *cfg,
+                                 bool has_manual,
+                                 unsigned int flags)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+    g_autofree char *reason = NULL;
+    int rc = 0;
+
+    if (cfg->snapshotMemoryBackground == QEMU_SNAPSHOT_MEMORY_BACKGROUND_FORBID ||
+        virDomainObjGetState(vm, NULL) != VIR_DOMAIN_RUNNING ||
+        has_manual ||
+        flags & (VIR_DOMAIN_SNAPSHOT_CREATE_LIVE |
+                 VIR_DOMAIN_SNAPSHOT_CREATE_HALT))
+        return 0;
+
+    if (virQEMUCapsGet(priv->qemuCaps, QEMU_CAPS_QUERY_SNAPSHOT_WRITE_TRAPS)) {
+        if (qemuDomainObjEnterMonitorAsync(vm, VIR_ASYNC_JOB_SNAPSHOT) < 0)
+            return -1;
+        rc = qemuMonitorGetSnapshotWriteTrap(priv->mon, &reason);
+        qemuDomainObjExitMonitor(vm);
+    } else {
+        reason = g_strdup(_("this QEMU binary does not support them"));
+    }
+
+    if (rc != 0)
+        return rc;
+
+    if (cfg->snapshotMemoryBackground == QEMU_SNAPSHOT_MEMORY_BACKGROUND_REQUIRE) {
+        virReportError(VIR_ERR_OPERATION_UNSUPPORTED,
+                       _("background snapshots of domain '%1$s' are not possible: %2$s"),
+                       vm->def->name, NULLSTR(reason));
+        return -1;
+    }
+
+    VIR_INFO("Background snapshots of domain '%s' are not possible: %s",
+             vm->def->name, NULLSTR(reason));
+    return 0;
+}
+
+
+typedef struct _qemuSnapshotBackgroundData qemuSnapshotBackgroundData;
+struct _qemuSnapshotBackgroundData {
+    qemuSnapshotDiskContext *disks;
+    /* what has to precede the start of the vCPUs is done */
+    bool prepared;
+};
+
+
+static bool
+qemuSnapshotBackgroundIsPaused(virDomainObj *vm)
+{
+    int reason;
+
+    return virDomainObjGetState(vm, &reason) == VIR_DOMAIN_PAUSED &&
+           reason == VIR_DOMAIN_PAUSED_SNAPSHOT;
+}
+
+
+/**
+ * qemuSnapshotBackgroundPaused:
+ * @vm: domain that QEMU has stopped
+ * @opaque: qemuSnapshotBackgroundData
+ *
+ * The snapshot's moment: give the disks their overlays, and have QEMU save
+ * the state of devices and resume the domain.
+ *
+ * Returns 0 when it runs, or the migration has ended; -1 on error.
+ */
+static int
+qemuSnapshotBackgroundPaused(virDomainObj *vm,
+                             void *opaque)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+    qemuDomainJobDataPrivate *privJob = vm->job->current->privateData;
+    qemuSnapshotBackgroundData *data = opaque;
+    int ret = -1;
+
+    /* An abort in between would have QEMU resume the domain. */
+    qemuDomainObjSetAsyncJobMask(vm, JOB_MASK(VIR_JOB_QUERY));
+
+    /* The STOP event gives up the locks. */
+    while (virDomainObjGetState(vm, NULL) == VIR_DOMAIN_RUNNING) {
+        priv->signalStop = true;
+        if (qemuDomainObjWait(vm) < 0) {
+            priv->signalStop = false;
+            goto cleanup;
+        }
+        priv->signalStop = false;
+    }
+
+    if (!qemuSnapshotBackgroundIsPaused(vm)) {
+        virReportError(VIR_ERR_OPERATION_FAILED, "%s",
+                       _("domain was stopped for another reason than the snapshot"));
+        goto cleanup;
+    }
+
+    if (qemuSnapshotDiskCreate(data->disks) < 0)
+        goto cleanup;
+
+    if (qemuProcessStartCPUsPrepare(priv->driver, vm, VIR_DOMAIN_RUNNING_UNPAUSED) < 0)
+        goto cleanup;
+    data->prepared = true;
+
+    /* The domain does not stand still until the end of the job. */
+    vm->job->current->stopped = 0;
+
+    if (qemuMigrationSrcContinue(vm, QEMU_MONITOR_MIGRATION_STATUS_PRE_SWITCHOVER,
+                                 VIR_ASYNC_JOB_SNAPSHOT) < 0)
+        goto cleanup;
+
+    while (qemuSnapshotBackgroundIsPaused(vm) &&
+           privJob->stats.mig.status != QEMU_MONITOR_MIGRATION_STATUS_ERROR) {
+        if (qemuDomainObjWait(vm) < 0)
+            goto cleanup;
+    }
+
+    ret = 0;
+
+ cleanup:
+    /* allow the migration job to be cancelled or the domain to be paused */
+    qemuDomainObjSetAsyncJobMask(vm, (VIR_JOB_DEFAULT_MASK |
+                                      JOB_MASK(VIR_JOB_SUSPEND) |
+                                      JOB_MASK(VIR_JOB_MIGRATION_OP)));
+    return ret;
+}
+
+
+/**
+ * qemuSnapshotBackgroundResume:
+ * @driver: qemu driver
+ * @vm: domain
+ * @prepared: what has to precede the start of the vCPUs is done
+ *
+ * Make sure that the domain runs after a snapshot has failed.
+ *
+ * Returns 0 on success, -1 on error.
+ */
+static int
+qemuSnapshotBackgroundResume(virQEMUDriver *driver,
+                             virDomainObj *vm,
+                             bool prepared)
+{
+    virObjectEvent *event;
+
+    if (!virDomainObjIsActive(vm) || !qemuSnapshotBackgroundIsPaused(vm))
+        return 0;
+
+    /* QEMU may have done it, but its event be still on its way. */
+    if (prepared ?
+        qemuProcessStartCPUsFinish(driver, vm, VIR_ASYNC_JOB_SNAPSHOT) == 0 :
+        qemuProcessStartCPUs(driver, vm, VIR_DOMAIN_RUNNING_UNPAUSED,
+                             VIR_ASYNC_JOB_SNAPSHOT) == 0)
+        return 0;
+
+    event = virDomainEventLifecycleNewFromObj(vm, VIR_DOMAIN_EVENT_SUSPENDED,
+                                              VIR_DOMAIN_EVENT_SUSPENDED_API_ERROR);
+    virObjectEventStateQueue(driver->domainEventState, event);
+    virDomainObjSetState(vm, VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_API_ERROR);
+    return -1;
+}
+
+
+/* Without QEMU: by qemu-img, and in the definition if there is one. */
+static int
+qemuSnapshotBackgroundMergeFile(virDomainObj *vm,
+                                virDomainSnapshotDef *snapdef,
+                                virDomainSnapshotDiskDef *snapdisk,
+                                bool keepFiles)
+{
+    virDomainDef *before = snapdef->parent.inactiveDom;
+    virDomainDiskDef *disk = virDomainDiskByTarget(vm->def, snapdisk->name);
+    virDomainDiskDef *old;
+    g_autoptr(virCommand) cmd = NULL;
+
+    if (!before)
+        before = snapdef->parent.dom;
+
+    if (!virStorageSourceIsLocalStorage(snapdisk->src) ||
+        !(old = virDomainDiskByTarget(before, snapdisk->name))) {
+        virReportError(VIR_ERR_OPERATION_UNSUPPORTED,
+                       _("overlay of disk '%1$s' cannot be merged without QEMU"),
+                       snapdisk->name);
+        return -1;
+    }
+
+    /* QEMU has not got so far as to create it. */
+    if (virFileLength(snapdisk->src->path, -1) > 0) {
+        cmd = virCommandNewArgList("qemu-img", "commit", "-q", "-f",
+                                   virStorageFileFormatTypeToString(snapdisk->src->format),
+                                   snapdisk->src->path, NULL);
+        if (virCommandRun(cmd, NULL) < 0)
+            return -1;
+    }
+
+    if (disk && virStorageSourceIsSameLocation(disk->src, snapdisk->src)) {
+        virStorageSource *src = virStorageSourceCopy(old->src, true);
+
+        if (!src)
+            return -1;
+        virObjectUnref(disk->src);
+        disk->src = src;
+    }
+
+    if (!keepFiles && unlink(snapdisk->src->path) < 0 && errno != ENOENT) {
+        virReportSystemError(errno, _("cannot remove overlay '%1$s'"),
+                             snapdisk->src->path);
+        return -1;
+    }
+
+    return 0;
+}
+
+
+static int
+qemuSnapshotBackgroundMergeFiles(virQEMUDriver *driver,
+                                 virDomainObj *vm,
+                                 virDomainSnapshotDef *snapdef,
+                                 bool keepFiles)
+{
+    g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
+    size_t i;
+    int ret = 0;
+
+    for (i = 0; i < snapdef->ndisks; i++) {
+        virDomainSnapshotDiskDef *snapdisk = snapdef->disks + i;
+
+        if (snapdisk->snapshot == VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL &&
+            qemuSnapshotBackgroundMergeFile(vm, snapdef, snapdisk, keepFiles) < 0)
+            ret = -1;
+    }
+
+    if (vm->persistent &&
+        virDomainDefSave(vm->def, driver->xmlopt, cfg->configDir) < 0)
+        ret = -1;
+
+    return ret;
+}
+
+
+/* Wait until qemuProcessStop(), in another thread, has done all of its work. */
+static void
+qemuSnapshotBackgroundWaitStopped(virDomainObj *vm)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+
+    while (priv->beingDestroyed && virDomainObjIsActive(vm)) {
+        virObjectUnlock(vm);
+        g_usleep(10 * 1000);
+        virObjectLock(vm);
+    }
+
+    if (virDomainObjBeginNestedJob(vm, VIR_ASYNC_JOB_SNAPSHOT) == 0)
+        virDomainObjEndJob(vm);
+}
+
+
+/**
+ * qemuSnapshotBackgroundUndo:
+ * @driver: qemu driver
+ * @vm: domain, in a snapshot job
+ *
+ * Give the domain the disks back that it had before the snapshot which
+ * vm->privateData->snapshotBackground describes; if the domain has ended
+ * meanwhile, its definition and its files. Forgets the snapshot in any case.
+ *
+ * Returns 0 on success, -1 on error.
+ */
+static int
+qemuSnapshotBackgroundUndo(virQEMUDriver *driver,
+                           virDomainObj *vm)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+    g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
+    g_autoptr(virDomainSnapshotDef) snapdef = g_steal_pointer(&priv->snapshotBackground);
+    bool keepFiles = priv->snapshotBackgroundReuse;
+    int ret = 0;
+
+    qemuSnapshotBackgroundWaitStopped(vm);
+
+    if (cfg->snapshotMemoryKeepOverlays)
+        VIR_INFO("Leaving domain '%s' with the overlays of a failed snapshot",
+                 vm->def->name);
+    else if (virDomainObjIsActive(vm))
+        ret = qemuSnapshotMergeOverlays(vm, snapdef, keepFiles);
+    else
+        ret = qemuSnapshotBackgroundMergeFiles(driver, vm, snapdef, keepFiles);
+
+    if (virDomainObjIsActive(vm))
+        qemuDomainSaveStatus(vm);
+
+    return ret;
+}
+
+
+/**
+ * qemuSnapshotBackgroundRecover:
+ * @driver: qemu driver
+ * @vm: domain, without a job
+ *
+ * Undo a snapshot that was being taken when the daemon ended.
+ */
+void
+qemuSnapshotBackgroundRecover(virQEMUDriver *driver,
+                              virDomainObj *vm)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+    g_autofree char *image = NULL;
+
+    if (!priv->snapshotBackground)
+        return;
+
+    image = g_strdup(priv->snapshotBackground->memorysnapshotfile);
+
+    if (virDomainObjBeginAsyncJob(vm, VIR_ASYNC_JOB_SNAPSHOT,
+                                  VIR_DOMAIN_JOB_OPERATION_SNAPSHOT, 0) < 0) {
+        VIR_WARN("Cannot undo a snapshot of domain '%s'", vm->def->name);
+        return;
+    }
+
+    qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
+
+    if (qemuSnapshotBackgroundUndo(driver, vm) < 0)
+        VIR_WARN("Domain '%s' keeps overlays of a snapshot that was not completed",
+                 vm->def->name);
+
+    /* One that is complete is somebody else's by now. */
+    if (virFileExists(image) && qemuSaveImageIsCorrupt(driver, image) &&
+        unlink(image) < 0)
+        VIR_WARN("Cannot remove incomplete image '%s'", image);
+
+    virDomainObjEndAsyncJob(vm);
+}
+
+
+/**
+ * qemuSnapshotBackgroundCreate:
+ * @driver: qemu driver
+ * @vm: running domain
+ * @snap: snapshot with external memory
+ * @cfg: driver configuration
+ * @flags: bitwise-OR of virDomainSnapshotCreateFlags
+ *
+ * Take an external snapshot of one moment: QEMU stops the domain by itself,
+ * waits for the transaction of its disks, saves the state of the devices,
+ * and resumes the domain by itself. It saves the memory while the domain runs.
+ *
+ * What can be checked is checked before that moment: the image is open and has
+ * its header, the overlays are created, QEMU has looked at the memory.
+ *
+ * Returns 0 on success, -1 on error.
+ */
+int
+qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
+                             virDomainObj *vm,
+                             virDomainMomentObj *snap,
+                             virQEMUDriverConfig *cfg,
+                             unsigned int flags)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+    virDomainSnapshotDef *snapdef = virDomainSnapshotObjGetDef(snap);
+    bool reuse = (flags & VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT) != 0;
+    g_autoptr(GHashTable) blockNamedNodeData = NULL;
+    g_autoptr(virQEMUSaveData) data = NULL;
+    g_autoptr(virCommand) compressor = NULL;
+    g_autoptr(qemuMigrationParams) params = NULL;
+    g_autoptr(qemuSaveImageFile) image = NULL;
+    g_autoptr(qemuSnapshotDiskContext) disks = NULL;
+    qemuSnapshotBackgroundData paused = { NULL, false };
+    virErrorPtr orig_err = NULL;
+    int ret = -1;
+
+    if (!(blockNamedNodeData = qemuBlockGetNamedNodeData(vm, VIR_ASYNC_JOB_SNAPSHOT)))
+        return -1;
+
+    if (qemuSnapshotMemoryPrepare(vm, snapdef, cfg, true, &data, &compressor,
+                                  &params) < 0)
+        return -1;
+
+    if (qemuMigrationParamsSetBackgroundSnapshot(params,
+                                                 cfg->snapshotMemoryBufferSize,
+                                                 cfg->snapshotMemoryStallLimit) < 0)
+        return -1;
+
+    if (!(image = qemuSaveImageFileNew(driver, vm, snapdef->memorysnapshotfile,
+                                       data, 0)))
+        return -1;
+
+    if (!(disks = qemuSnapshotDiskPrepareActiveExternal(vm, snap, reuse,
+                                                        blockNamedNodeData,
+                                                        VIR_ASYNC_JOB_SNAPSHOT)))
+        return -1;
+
+    paused.disks = disks;
+    priv->snapshotBackground = virObjectRef(snapdef);
+    priv->snapshotBackgroundReuse = reuse;
+    priv->pausedReason = VIR_DOMAIN_PAUSED_SNAPSHOT;
+    qemuDomainSaveStatus(vm);
+    qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
+
+    ret = qemuSaveImageFileWrite(driver, vm, image, data, compressor, params,
+                                 qemuSnapshotBackgroundPaused, &paused, 0,
+                                 VIR_ASYNC_JOB_SNAPSHOT);
+
+    /* forbid any further manipulation */
+    qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
+    priv->pausedReason = VIR_DOMAIN_PAUSED_UNKNOWN;
+
+    if (ret == 0) {
+        g_clear_pointer(&priv->snapshotBackground, virObjectUnref);
+        qemuDomainSaveStatus(vm);
+        return 0;
+    }
+
+    virErrorPreserveLast(&orig_err);
+    /* First of all the guest goes on. */
+    if (qemuSnapshotBackgroundResume(driver, vm, paused.prepared) < 0)
+        VIR_WARN("Cannot resume domain '%s'", vm->def->name);
+    if (qemuSnapshotBackgroundUndo(driver, vm) < 0) {
+        g_autofree char *why = g_strdup(virGetLastErrorMessage());
+
+        virReportError(VIR_ERR_OPERATION_FAILED,
+                       _("%1$s; and the overlays of its disks could not be merged back: %2$s"),
+                       orig_err ? orig_err->message : "", why);
+        g_clear_pointer(&orig_err, virFreeError);
+    }
+    virErrorRestore(&orig_err);
+    return -1;
+}
