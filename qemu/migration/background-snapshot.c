@@ -307,7 +307,9 @@ static void background_snapshot_resume_bh(void *opaque)
 {
     MigrationState *s = opaque;
 
-    if (snapshot.resume && runstate_check(RUN_STATE_PAUSED)) {
+    /* Whoever has reset it meanwhile did not mean to stop it */
+    if (snapshot.resume && (runstate_check(RUN_STATE_PAUSED) ||
+                            runstate_check(RUN_STATE_PRELAUNCH))) {
         vm_start();
     }
     background_snapshot_note(SNAPSHOT_FREEZE_RESUME);
@@ -317,26 +319,40 @@ static void background_snapshot_resume_bh(void *opaque)
     snapshot_figures_taken(&snapshot.figures);
 }
 
+static void background_snapshot_see_run(void *opaque, bool running,
+                                        RunState state)
+{
+    bool *has_run = opaque;
+
+    *has_run |= running;
+}
+
 /*
  * Let the user do what belongs to the same moment, such as snapshots of disks,
  * if that is asked for.  The VM is stopped; it waits without the BQL.
  */
 static bool background_snapshot_wait_for_user(MigrationState *s, Error **errp)
 {
+    VMChangeStateEntry *entry;
+    bool has_run = false;
+    bool ok = true;
+
     if (migrate_pause_before_switchover()) {
-        if (!migration_switchover_prepare(s)) {
-            error_setg(errp, "Cancelled while the VM stood still");
-            return false;
-        }
+        entry = qemu_add_vm_change_state_handler(background_snapshot_see_run,
+                                                 &has_run);
+        ok = migration_switchover_prepare(s);
+        qemu_del_vm_change_state_handler(entry);
         migrate_set_state(&s->state, MIGRATION_STATUS_DEVICE,
                           MIGRATION_STATUS_ACTIVE);
-        if (runstate_is_live(runstate_get())) {
+        if (!ok) {
+            error_setg(errp, "Cancelled while the VM stood still");
+        } else if (has_run) {
             error_setg(errp, "The VM was resumed before migrate-continue");
-            return false;
+            ok = false;
         }
     }
     background_snapshot_note(SNAPSHOT_FREEZE_PAUSE);
-    return true;
+    return ok;
 }
 
 /*

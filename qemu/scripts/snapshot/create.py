@@ -150,9 +150,8 @@ class Create:
     def _plan(self) -> Tuple[Json, Json]:
         """What to know for undoing it, and settings of the migration."""
         options = self.options
-        # With no disks to snapshot, or if the VM is paused anyway, not
-        self.pauses = bool(self.was_running and self.disks
-                           and options.disks != 'none')
+        # QEMU has the VM stand still until its disks are snapshotted
+        self.pauses = bool(self.disks and options.disks != 'none')
         capabilities = dict(self.format.capabilities(),
                             **{'background-snapshot': True,
                                'pause-before-switchover': self.pauses})
@@ -211,20 +210,23 @@ class Create:
                 signals.check()
         self.vm.wait_event(0.001)
         self.vm.events.clear()
-        journal.update(paused=self.pauses, snapshotting=True,
-                       migrating=True)
+        if (self.vm.status() == 'running') != self.was_running:
+            raise SnapshotError('somebody has paused or continued the VM')
+        journal.update(paused=self.pauses and self.was_running,
+                       snapshotting=True, migrating=True)
         self.place.note(journal)
         meanwhile = self._meanwhile(journal, signals)
-        if not self.pauses:
-            self._snapshot_disks()
+        if self.pauses:
+            self._sync_disks()
         self.progress.step(f'migrate to {self.uri}')
         self.progress.restart()
         self.vm.cmd('migrate', uri=self.uri)
         if self.pauses:
-            self._sync_disks()
             migration.wait(self.vm, meanwhile, 'pre-switchover')
             # The VM stands still: nothing slow in between
-            self._snapshot_disks()
+            self.progress.step(f'snapshot {len(self.disks)} disks')
+            disks.snapshot(self.vm, self.disks, self.options.disks,
+                           self.place.name)
             self.vm.cmd('migrate-continue', state='pre-switchover')
         for disk in journal['disks']:
             disk['state'] = store.file_state(disk['file'])
@@ -234,12 +236,6 @@ class Create:
         manifest['result'] = dict(
             report(info),
             **{'pause-seconds': migration.pause_seconds(self.vm.events)})
-
-    def _snapshot_disks(self) -> None:
-        if self.options.disks != 'none':
-            self.progress.step(f'snapshot {len(self.disks)} disks')
-            disks.snapshot(self.vm, self.disks, self.options.disks,
-                           self.place.name)
 
     def _sync_disks(self) -> None:
         """What is flushed now need not be while the VM stands still."""
@@ -256,8 +252,10 @@ class Create:
             deadline = time.monotonic() + self.options.timeout
 
         def look(info: Json) -> None:
-            if any(event['event'] == 'RESUME' for event in self.vm.events):
+            if journal['paused'] and any(
+                    event['event'] == 'RESUME' for event in self.vm.events):
                 journal['paused'] = False
+                self.place.note(journal)
             self.progress.migration(info)
             signals.check()
             if deadline is not None and time.monotonic() > deadline:

@@ -6,6 +6,7 @@ nothing else is: one that is being made is DIR/.NAME.partial/, one that is
 being deleted DIR/.NAME.deleting/, and each becomes the other by one rename.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -170,8 +171,6 @@ class Snapshot:
     def commit(self, manifest: Json) -> None:
         """Make it a snapshot: all or nothing."""
         write_json(os.path.join(self.partial, MANIFEST), manifest)
-        os.unlink(os.path.join(self.partial, JOURNAL))
-        os.unlink(os.path.join(self.partial, LOCK))
         sync(self.partial)
         os.rename(self.partial, self.path)
         try:
@@ -179,6 +178,10 @@ class Snapshot:
         except OSError:
             os.rename(self.path, self.partial)
             raise
+        # From here on it is one, with these or without
+        with contextlib.suppress(OSError):
+            for name in JOURNAL, LOCK:
+                os.unlink(os.path.join(self.path, name))
 
     def abandon(self) -> None:
         """Remove what there is of a partial one."""

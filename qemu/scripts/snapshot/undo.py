@@ -20,7 +20,7 @@ from .vm import MonitorLost, VM
 Json = Dict[str, Any]
 
 # In what we may have left the VM; io-error: if we have filled its disk
-STOPPED = ('paused', 'postmigrate', 'finish-migrate')
+STOPPED = ('paused', 'prelaunch', 'postmigrate', 'finish-migrate')
 
 
 def changed_since(disk: Json) -> bool:

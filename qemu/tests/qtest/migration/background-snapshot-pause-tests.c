@@ -112,6 +112,7 @@ static void test_resumed(void)
     if (snapshot_start_running(&from, &to)) {
         begin(from, to);
         qtest_qmp_assert_success(from, "{ 'execute': 'cont' }");
+        qtest_qmp_assert_success(from, "{ 'execute': 'stop' }");
         migrate_continue(from, "pre-switchover");
         wait_for_migration_status(from, "failed", ungoals);
         rsp = migrate_query(from);
@@ -119,6 +120,22 @@ static void test_resumed(void)
                                 "resumed before migrate-continue"));
         qobject_unref(rsp);
         retry(from, to);
+    }
+}
+
+/* Whoever resets a VM that stands still does not want it to stand still */
+static void test_reset(void)
+{
+    QTestState *from, *to;
+
+    if (snapshot_start_running(&from, &to)) {
+        begin(from, to);
+        qtest_qmp_assert_success(from, "{ 'execute': 'system_reset' }");
+        qtest_qmp_eventwait(from, "RESET");
+        migrate_continue(from, "pre-switchover");
+        wait_for_migration_complete(from);
+        g_assert_true(is_running(from));
+        migrate_end(from, to, false);
     }
 }
 
@@ -142,6 +159,8 @@ void migration_test_add_background_snapshot_pause(void)
                        test_cancel);
     migration_test_add("/migration/background-snapshot/pause/resumed",
                        test_resumed);
+    migration_test_add("/migration/background-snapshot/pause/reset",
+                       test_reset);
     migration_test_add("/migration/background-snapshot/pause/quit",
                        test_quit);
 }
