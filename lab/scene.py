@@ -25,12 +25,13 @@ class Case(NamedTuple):
     """A test; run() raises if it fails, and Skip if it cannot run here.
 
     hosts: those of nested/host.py that it is for; none: this machine.
-    extra: only run if it is asked for.
+    extra: only run if it is asked for; libvirt: of those that need it.
     """
     name: str
     run: Callable[['Scene'], None]
     hosts: Sequence[str] = ()
     extra: bool = False
+    libvirt: bool = False
 
 
 class Scene(contextlib.ExitStack):

@@ -60,10 +60,7 @@ class VM:
             raise AssertionError(f'VM is {status}, expected {expected}')
 
     def kernel_trouble(self) -> List[str]:
-        """Lines of the guest's kernel log that should not be there."""
-        text = self.process.kernel_log.read_text(errors='replace')
-        return [line for line in text.splitlines()
-                if any(word in line for word in TROUBLE)]
+        return kernel_trouble(self.process.kernel_log)
 
     def assert_alive(self) -> None:
         """Raise RuntimeError with QEMU's last words if it has ended."""
@@ -80,6 +77,12 @@ class VM:
         """QEMU's last words."""
         text = self.output.read_text(errors='replace').strip()
         return ' | '.join(text.splitlines()[-5:]) or 'it said nothing'
+
+
+def kernel_trouble(log: Path) -> List[str]:
+    """Lines of a guest's kernel log that should not be there."""
+    return [line for line in log.read_text(errors='replace').splitlines()
+            if any(word in line for word in TROUBLE)]
 
 
 def boot(start: Callable[[], VM], ready: str = 'guest ready',

@@ -70,18 +70,23 @@ class DiskCheck:
     """guest/diskcheck.c: sizes in MiB."""
     disk_mb: int = 32
     ring_mb: int = 8
+    device: str = '/dev/vda'
+
+    @property
+    def _done(self) -> str:
+        return rf'^disk {self.device} ios=(\d+) ok'
 
     def start(self, vm: VM) -> None:
         mark = vm.console.mark()
-        vm.console.run(f'diskcheck /dev/vda {self.disk_mb} {self.ring_mb} &')
-        vm.console.wait(r'^disk ios=\d+ ok', mark, START_TIMEOUT)
+        vm.console.run(f'diskcheck {self.device} {self.disk_mb} '
+                       f'{self.ring_mb} &')
+        vm.console.wait(self._done, mark, START_TIMEOUT)
 
     def prove(self, vm: VM) -> None:
         """Let it read and write enough to have gone through its ring."""
         mark = vm.console.mark()
-        now = vm.console.wait(r'^disk ios=(\d+) ok', mark, ROUND_TIMEOUT)
-        _reach(vm, r'^disk ios=(\d+) ok',
-               int(now.group(1)) + self.ring_mb * 60)
+        now = vm.console.wait(self._done, mark, ROUND_TIMEOUT)
+        _reach(vm, self._done, int(now.group(1)) + self.ring_mb * 60)
 
 
 def _reach(vm: VM, pattern: str, goal: int) -> None:

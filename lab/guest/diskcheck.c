@@ -13,7 +13,7 @@
  * ring's older contents, which name another block or version.
  *
  * Prints ten times a second
- *   disk ios=<reads and writes done> ok
+ *   disk DEVICE ios=<reads and writes done> ok
  * or, at the first mismatch or failed request, a line with BAD in it.
  */
 #define _GNU_SOURCE
@@ -118,7 +118,7 @@ int main(int argc, char **argv)
         ios++;
         if (now_ns() - said > 100000000) {
             said = now_ns();
-            say("disk ios=%lu ok", ios);
+            say("disk %s ios=%lu ok", argv[1], ios);
         }
     }
 }
