@@ -61,6 +61,7 @@ class Daemon:
             (self.home / folder).mkdir(mode=0o700, parents=True)
         (self.home / 'bin/zstd').write_text(HELD_ZSTD)
         (self.home / 'bin/zstd').chmod(0o755)
+        (self.home / 'bin/qemu-img').symlink_to(scene.place.qemu_img)
         self.give(self.home, *self.home.rglob('*'), scene.files)
         scene.callback(self._end)
         self.start(**settings)
@@ -183,10 +184,13 @@ class Virsh:
 
 
 class Events:
-    """All lifecycle events of domains, from now on."""
+    """All lifecycle events of domains, until the daemon ends.
+
+    Of the first second, some may be missed.
+    """
 
     def __init__(self, scene: Scene, daemon: Daemon):
-        self._file = scene.logs / 'events.log'
+        self._file = scene.logs / f'events{time.monotonic_ns()}.log'
         with self._file.open('wb') as out:
             process = subprocess.Popen(
                 daemon.command('stdbuf', '-oL', daemon.build / 'tools/virsh',

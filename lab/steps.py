@@ -5,7 +5,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import re
 import time
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Type
 
 from . import snapshot
 from .qmp import ExecuteError
@@ -121,11 +121,12 @@ def expect_mappings(vm: VM, before: int) -> None:
         raise AssertionError(f'{before} mappings before, {after} after')
 
 
-def refused(what: str, pattern: str, request: Callable[[], Any]) -> None:
-    """@request raises a QMP error whose text @pattern is found in."""
+def refused(what: str, pattern: str, request: Callable[[], Any],
+            error: Type[Exception] = ExecuteError) -> None:
+    """@request raises @error, by default QMP's; @pattern is found in it."""
     try:
         request()
-    except ExecuteError as refusal:
+    except error as refusal:
         if not re.search(pattern, str(refusal), re.I):
             raise AssertionError(f'{what}: refused with "{refusal}", which '
                                  f'does not say "{pattern}"') from refusal

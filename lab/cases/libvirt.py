@@ -2,44 +2,136 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import os
+import re
+import signal
+import time
 from functools import partial
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, List, Optional
 
 from .. import disk, env
 from ..domain import NAME, TARGETS, Domain
-from ..libvirt import Daemon, Events
+from ..host import mount_tmpfs, needs_root
+from ..libvirt import Daemon, Events, Virsh, VirshError
 from ..scene import Case, Scene
+from ..steps import refused, wait_until
 from ..workload import SelfCheck
 
+# What the guest writes while an image is held has room in it.
+HOLDABLE = {'snapshot_image_format': 'zstd',
+            'snapshot_memory_buffer_size': 320}
+# Events until an image's memory is being saved, and what the domain is then.
+BACKGROUND = ['Suspended', 'Resumed'], 'running'
+PAUSED = ['Suspended'], 'paused'
+LIVE: Any = [], 'running'
+WAS_PAUSED: Any = [], 'paused'
+ABORT_S = 10
+BUSY = 'cannot acquire state change lock'
+MARKER, MARKER_MB = 'written during the snapshot', 40
 
-def start(scene: Scene, emulator: Path = env.QEMU, **settings: object
-          ) -> Domain:
+
+def start(scene: Scene, emulator: Path = env.QEMU, **settings: Any) -> Domain:
     """A domain of our libvirt's, which is busy."""
     scene.check = SelfCheck(write_mb=64, static_mb=16, pause_us=500)
-    domain = Domain(scene, Daemon(scene, env.LIBVIRT, **settings), emulator)
+    daemon = Daemon(scene, env.LIBVIRT, **settings)
+    domain = Domain(scene, daemon, emulator)
     domain.boot()
     return domain
 
 
-def arguments(scene: Scene, name: str, *more: str) -> List[str]:
-    """Of a snapshot of all that there is."""
-    return ['snapshot-create-as', NAME, name, '--memspec',
-            f'file={scene.image(name)},snapshot=external', *(
-                word for target in TARGETS for word in (
-                    '--diskspec', f'{target},snapshot=external,'
-                    f'file={scene.files}/{target}.{name}')), *more]
+def arguments(scene: Scene, name: str, *more: str,
+              image: Optional[Path] = None) -> List[str]:
+    """Of a snapshot of all that there is; @more may say else of its disks."""
+    command = ['snapshot-create-as', NAME, name, *more, '--memspec',
+               f'file={image or scene.image(name)},snapshot=external']
+    for target in TARGETS:
+        if not any(word.startswith(f'{target},') for word in more):
+            command += ['--diskspec', f'{target},snapshot=external,'
+                        f'file={scene.files}/{target}.{name}']
+    return command
 
 
-def expect(what: str, found: object, expected: object) -> None:
+def expect(what: str, found: Any, expected: Any) -> None:
     if found != expected:
         raise AssertionError(f'{what}: {found}, expected {expected}')
+
+
+def processed(domain: Domain) -> int:
+    """Bytes that are saved, by the information about the domain's job."""
+    found = re.search(r'data_processed: (\d+)',
+                      domain.virsh('domjobinfo', '--rawstats'))
+    return int(found.group(1)) if found else 0
+
+
+def begin_held(scene: Scene, domain: Domain, name: str, *more: str) -> Virsh:
+    """A snapshot that makes little progress before daemon.full_speed()."""
+    domain.daemon.hold()
+    begun = domain.daemon.begin(*arguments(scene, name, *more))
+    try:
+        wait_until('memory is being saved', lambda:
+                   processed(domain) > 0 or not begun.goes_on())
+        if not begun.goes_on():
+            raise AssertionError(f'not held: {begun.finish() or "ended"}')
+    except BaseException:
+        domain.daemon.full_speed()
+        raise
+    return begun
+
+
+def begin_background(scene: Scene, domain: Domain, name: str) -> Virsh:
+    """The same, and the guest goes on."""
+    begun = begin_held(scene, domain, name)
+    wait_until('the domain runs', lambda: domain.state() == 'running')
+    scene.check.moves(domain)
+    return begun
+
+
+class Before:
+    """What a snapshot that fails must leave as it is."""
+
+    def __init__(self, scene: Scene, domain: Domain):
+        self._scene = scene
+        self._domain = domain
+        self._state = self._look()
+
+    def _look(self) -> Dict[str, Any]:
+        active = self._domain.state() != 'shut off'
+        return {
+            'definition': self._domain.virsh('dumpxml', '--inactive'),
+            'domain': self._domain.virsh('dumpxml') if active else '',
+            'snapshots': self._domain.virsh('snapshot-list', '--name'),
+            'files': sorted(p.name for p in self._scene.files.iterdir())}
+
+    def expect(self, shut_off: bool = False) -> None:
+        """As before; but for the domain itself if it was @shut_off."""
+        after = self._look()
+        for what, value in self._state.items():
+            if what == 'domain' and shut_off:
+                value = ''
+            if after[what] != value:
+                (self._scene.logs / 'before').write_text(str(value))
+                (self._scene.logs / 'after').write_text(str(after[what]))
+                raise AssertionError(f'{what} changed: see before and after '
+                                     f'in {self._scene.logs}')
+
+
+def good(scene: Scene, domain: Domain, name: str) -> None:
+    """A snapshot that nothing is in the way of; the domain is reverted."""
+    domain.daemon.full_speed()
+    domain.daemon.virsh(*arguments(scene, name))
+    revert(domain, name)
+
+
+def revert(domain: Domain, name: str) -> None:
+    domain.virsh('snapshot-revert', name)
+    domain.connect()
+    domain.prove()
 
 
 def restore_unmodified(scene: Scene, image: Path, frozen: List[Path]) -> None:
     """Both libvirt and QEMU are those without the series."""
     daemon = Daemon(scene, env.LIBVIRT_STOCK, 'stock')
-    daemon.give(image, *frozen)
     domain = Domain(scene, daemon, env.STOCK, 'restored-')
     xml = scene.files / 'restored.xml'
     xml.write_text(domain.virsh('dumpxml', '--inactive'))
@@ -54,23 +146,204 @@ def restore_unmodified(scene: Scene, image: Path, frozen: List[Path]) -> None:
 
 def round_trip(image_format: str, scene: Scene) -> None:
     """The domain is reverted, and the image good for unmodified programs."""
-    domain = start(scene, snapshot_image_format=image_format)
-    daemon = domain.daemon
-    events = Events(scene, daemon)
-    daemon.virsh(*arguments(scene, 's1'))
-    expect('events', events.lifecycle(), ['Suspended', 'Resumed'])
+    domain = start(scene, snapshot_image_format=image_format,
+                   snapshot_memory_background='require')
+    domain.daemon.virsh(*arguments(scene, 's1'))
     expect('disks', domain.sources(), [
         scene.files / f'{target}.s1' for target in TARGETS])
     domain.prove()
-    domain.virsh('snapshot-revert', 's1')
-    domain.connect()
-    domain.prove()
+    revert(domain, 's1')
     domain.close()
     restore_unmodified(scene, scene.image('s1'), domain.disks)
+
+
+def saved(scene: Scene, domain: Domain, name: str, how: Any, *more: str,
+          then: str = 'running') -> None:
+    """A snapshot is taken in one of the ways, and the domain is @then."""
+    wanted, state = how
+    events = Events(scene, domain.daemon)
+    begun = begin_held(scene, domain, name, *more)
+    try:
+        wait_until(f'{wanted} in {events.lifecycle()}',
+                   lambda: len(events.lifecycle()) >= len(wanted), 10)
+        # None that comes too early.
+        time.sleep(1)
+        expect(f'{name}: events', events.lifecycle(), wanted)
+        expect(f'{name}: state', domain.state(), state)
+        if not begun.goes_on():
+            raise AssertionError(f'{name} has ended')
+    finally:
+        domain.daemon.full_speed()
+    begun.finish()
+    expect(f'{name}: state at the end', domain.state(), then)
+    if then == 'running':
+        expect(f'{name}: last events', events.lifecycle()[-2:],
+               ['Suspended', 'Resumed'])
+
+
+def flags(scene: Scene) -> None:
+    """Which snapshots are taken while the domain runs."""
+    domain = start(scene, **HOLDABLE)
+    saved(scene, domain, 'all', BACKGROUND)
+    saved(scene, domain, 'atomic', BACKGROUND, '--atomic')
+    saved(scene, domain, 'one', BACKGROUND, '--diskspec', 'vdb,snapshot=no')
+    saved(scene, domain, 'live', LIVE, '--live')
+    for base, target in zip(domain.sources(), TARGETS):
+        overlay = scene.files / f'{target}.reused'
+        disk.new_overlay(scene.place, base, overlay)
+        domain.daemon.give(overlay)
+    saved(scene, domain, 'reused', BACKGROUND, '--reuse-external')
+    saved(scene, domain, 'manual', PAUSED, '--diskspec', 'vdb,snapshot=manual',
+          then='paused')
+    # QEMU saves none that stands still since it was saved.
+    domain.virsh('resume')
+    domain.virsh('suspend')
+    saved(scene, domain, 'stopped', WAS_PAUSED, then='paused')
+    domain.virsh('resume')
+    domain.prove()
+    saved(scene, domain, 'halted', PAUSED, '--halt', then='shut off')
+    for name in ('reused', 'all'):
+        revert(domain, name)
+
+
+def forbidden(scene: Scene) -> None:
+    domain = start(scene, snapshot_memory_background='forbid', **HOLDABLE)
+    saved(scene, domain, 'forbidden', PAUSED)
+    domain.daemon.restart(**HOLDABLE)
+    saved(scene, domain, 'allowed', BACKGROUND)
+    revert(domain, 'forbidden')
+
+
+def stock_qemu(scene: Scene) -> None:
+    """Without QEMU's help it is as it always was, or refused."""
+    domain = start(scene, env.STOCK, snapshot_memory_background='require',
+                   **HOLDABLE)
+    before, events = Before(scene, domain), Events(scene, domain.daemon)
+    refused('a background snapshot', 'background snapshots .*not possible',
+            lambda: domain.daemon.virsh(*arguments(scene, 'required')),
+            VirshError)
+    before.expect()
+    domain.prove()
+    expect('events', events.lifecycle(), [])
+    domain.daemon.restart(**HOLDABLE)
+    saved(scene, domain, 'allowed', PAUSED)
+    revert(domain, 'allowed')
+
+
+def jobs(scene: Scene) -> None:
+    """What can be told of a snapshot, and done to the domain, meanwhile."""
+    domain = start(scene, **HOLDABLE)
+    daemon = domain.daemon
+    begun = begin_background(scene, domain, 'first')
+    done = processed(domain)
+    wait_until('progress', lambda: processed(domain) > done)
+    domain.virsh('suspend')
+    expect('state', domain.state(), 'paused')
+    # Each waits for half a minute.
+    for name, other in [(name, daemon.begin(*command)) for name, command in (
+            ('second snapshot', arguments(scene, 'second')),
+            ('new disk', ['attach-disk', NAME, str(domain.disks[0]), 'vdc']),
+            ('resume', ['resume', NAME]))]:
+        refused(name, BUSY, other.finish, VirshError)
+    daemon.full_speed()
+    begun.finish()
+    expect('state', domain.state(), 'paused')
+    domain.virsh('resume')
+    revert(domain, 'first')
+
+    before = Before(scene, domain)
+    begun = begin_background(scene, domain, 'aborted')
+    domain.virsh('domjobabort')
+    refused('aborted', 'cancel|abort', lambda: begun.finish(ABORT_S),
+            VirshError)
+    domain.assert_alive()
+    before.expect()
+    domain.prove()
+    good(scene, domain, 'after-abort')
+
+    before = Before(scene, domain)
+    begun = begin_background(scene, domain, 'destroyed')
+    domain.virsh('destroy')
+    refused('destroyed', '', lambda: begun.finish(ABORT_S), VirshError)
+    before.expect(shut_off=True)
+
+
+def failing(scene: Scene) -> None:
+    """The image cannot be written, at once or after a while."""
+    needs_root('a folder that the daemon cannot write to')
+    domain = start(scene)
+    before, events = Before(scene, domain), Events(scene, domain.daemon)
+    refused('no permission', 'Permission denied', lambda: domain.daemon.virsh(
+        *arguments(scene, 's1', image=scene.logs / 's1')), VirshError)
+    before.expect()
+    expect('events', events.lifecycle(), [])
+
+    room = scene.files / 'tmpfs'
+    mount_tmpfs(scene, room, 'size=40m,mode=777')
+    before = Before(scene, domain)
+    refused('no room', 'No space left', lambda: domain.daemon.virsh(
+        *arguments(scene, 's1', image=room / 's1')), VirshError)
+    domain.assert_alive()
+    expect('images', list(room.iterdir()), [])
+    before.expect()
+    expect('events', events.lifecycle(), ['Suspended', 'Resumed'])
+    domain.prove()
+    good(scene, domain, 's1')
+
+
+def daemon_killed(scene: Scene) -> None:
+    """The next one gives the domain its disks back."""
+    domain = start(scene, **HOLDABLE)
+    before = Before(scene, domain)
+    begun = begin_background(scene, domain, 's1')
+    domain.daemon.kill()
+    refused('s1', '', begun.finish, VirshError)
+    domain.daemon.start(**HOLDABLE)
+    wait_until('its disks', lambda: domain.sources() == domain.disks)
+    domain.assert_alive()
+    wait_until('no job', lambda: 'None' in domain.virsh('domjobinfo'))
+    before.expect()
+    domain.prove()
+    good(scene, domain, 's1')
+
+
+def qemu_killed(with_daemon: bool, scene: Scene) -> None:
+    """The disks hold what the guest wrote to their overlays."""
+    domain = start(scene, **HOLDABLE)
+    before = Before(scene, domain)
+    begun = begin_background(scene, domain, 's1')
+    mark = domain.console.mark()
+    domain.console.run(f'echo "{MARKER}" | dd of=/dev/vdb bs=1M conv=fsync '
+                       f'seek={MARKER_MB} 2>/dev/null; echo written')
+    domain.console.wait('^written', mark, 30)
+    if with_daemon:
+        domain.daemon.kill()
+    [pid] = domain.daemon.pids()
+    os.kill(pid, signal.SIGKILL)
+    refused('s1', '', begun.finish, VirshError)
+    domain.daemon.full_speed()
+    if with_daemon:
+        domain.daemon.start(**HOLDABLE)
+    wait_until('it is shut off', lambda: domain.state() == 'shut off')
+    before.expect(shut_off=True)
+    for path in domain.disks:
+        disk.check(scene.place, path)
+    found = scene.place.run(
+        f'{scene.place.qemu_img} dd -O raw bs=1M skip={MARKER_MB} count=1 '
+        f'if={domain.disks[1]} of={scene.files}/raw && '
+        f'head -c {len(MARKER)} {scene.files}/raw; rm {scene.files}/raw')
+    expect('the disk', found, [MARKER])
+    domain.boot()
+    good(scene, domain, 's1')
 
 
 CASES = [
     Case(f'libvirt-{name}', run, libvirt=True) for name, run in (
         *((name, partial(round_trip, name))
           for name in ('raw', 'zstd', 'sparse')),
+        ('flags', flags), ('forbidden', forbidden),
+        ('stock-qemu', stock_qemu), ('jobs', jobs), ('failing', failing),
+        ('daemon-killed', daemon_killed),
+        ('qemu-killed', partial(qemu_killed, False)),
+        ('both-killed', partial(qemu_killed, True)),
     )]
