@@ -22,7 +22,7 @@ NO_LIBVIRT := [ ! -d '$(BUILD)/libvirt/src' ]
 export BUILD QEMU_SRC LIBVIRT_SRC JOBS QEMU STOCK
 
 .PHONY: all stock libvirt setup prepare series refresh lint bisect check \
-	check-full check-kvm bench-kvm kernel demo bench clean help
+	check-full check-kvm check-libvirt bench-kvm kernel demo bench clean help
 .NOTPARALLEL:
 
 all: prepare		## build QEMU with the series: $(BUILD)/qemu-system-x86_64
@@ -67,6 +67,11 @@ check-full: setup	## more with KVM, and half an hour of snapshots: 50 minutes mo
 check-kvm: setup	## tests with the patched KVM and Debian's, in TCG guests
 	@tools/check prepare build build-stock lab-setup kvm
 
+check-libvirt: setup	## build libvirt with its series and without, and test it
+	@tools/check prepare build build-stock lab-setup libvirt-setup \
+		libvirt-prepare libvirt-lint libvirt-build libvirt-stock \
+		libvirt-tests libvirt
+
 bench-kvm: setup	## what a stopped write costs with it, for each write trap
 	@tools/check prepare build build-stock lab-setup
 	@bench/kvm
@@ -94,4 +99,4 @@ help:			## this text
 	@echo "  default: Debian's source package),"
 	@echo "  LIBVIRT_SRC=libvirt source (the same; default: upstream's tarball)"
 	@awk -F ':[^#]*## *' '/^[a-z-]+:.*## / \
-		{ printf "%-10s %s\n", $$1, $$2 }' Makefile
+		{ printf "%-13s %s\n", $$1, $$2 }' Makefile
