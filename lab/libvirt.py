@@ -63,6 +63,8 @@ class Daemon:
         (self.home / 'bin/zstd').chmod(0o755)
         (self.home / 'bin/qemu-img').symlink_to(scene.place.qemu_img)
         self.give(self.home, *self.home.rglob('*'), scene.files)
+        if subprocess.run(self.command('test', '-x', build)).returncode:
+            raise Skip(f'{USER} cannot get at {build}')
         scene.callback(self._end)
         self.start(**settings)
 
@@ -102,13 +104,10 @@ class Daemon:
             with contextlib.suppress(VirshError):
                 self.virsh('list')
                 return
-            if self._process.poll() is not None:
+            if (self._process.poll() is not None
+                    or time.monotonic() > deadline):
                 last = self._log.read_text(errors='replace').splitlines()[-1:]
-                if 'ermission denied' in ''.join(last):
-                    raise Skip(f'{USER} cannot run {self.build}: {last}')
                 raise RuntimeError(f'libvirt does not start: {last}')
-            if time.monotonic() > deadline:
-                raise RuntimeError('libvirt does not answer')
             time.sleep(0.1)
 
     def kill(self) -> None:

@@ -19,8 +19,8 @@ from ..steps import refused, wait_until
 from ..workload import SelfCheck
 
 # What the guest writes while an image is held has room in it.
-HOLDABLE = {'snapshot_image_format': 'zstd',
-            'snapshot_memory_buffer_size': 320}
+HOLDABLE: Dict[str, Any] = {
+    'snapshot_image_format': 'zstd', 'snapshot_memory_buffer_size': 320}
 # Events until an image's memory is being saved, and what the domain is then.
 BACKGROUND = ['Suspended', 'Resumed'], 'running'
 PAUSED = ['Suspended'], 'paused'
@@ -291,6 +291,32 @@ def failing(scene: Scene) -> None:
     good(scene, domain, 's1')
 
 
+def stalls(scene: Scene) -> None:
+    """The guest is not to wait for the image, which is slow.
+
+    Then, as told, the domain keeps the overlays.
+    """
+    settings = {**HOLDABLE, 'snapshot_memory_buffer_size': 1,
+                'snapshot_memory_stall_limit': 100}
+    domain = start(scene, **settings)
+    domain.daemon.hold()
+    before = Before(scene, domain)
+    refused('a wait', 'stall-limit', lambda: domain.daemon.virsh(
+        *arguments(scene, 's1')), VirshError)
+    domain.assert_alive()
+    before.expect()
+    domain.daemon.restart(snapshot_memory_keep_overlays=1, **settings)
+    refused('a wait', 'stall-limit', lambda: domain.daemon.virsh(
+        *arguments(scene, 's2')), VirshError)
+    domain.assert_alive()
+    expect('disks', domain.sources(), [
+        scene.files / f'{target}.s2' for target in TARGETS])
+    expect('snapshots', domain.virsh('snapshot-list', '--name'), '')
+    domain.prove()
+    domain.daemon.restart(**HOLDABLE)
+    good(scene, domain, 's3')
+
+
 def daemon_killed(scene: Scene) -> None:
     """The next one gives the domain its disks back."""
     domain = start(scene, **HOLDABLE)
@@ -343,7 +369,7 @@ CASES = [
           for name in ('raw', 'zstd', 'sparse')),
         ('flags', flags), ('forbidden', forbidden),
         ('stock-qemu', stock_qemu), ('jobs', jobs), ('failing', failing),
-        ('daemon-killed', daemon_killed),
+        ('stalls', stalls), ('daemon-killed', daemon_killed),
         ('qemu-killed', partial(qemu_killed, False)),
         ('both-killed', partial(qemu_killed, True)),
     )]
