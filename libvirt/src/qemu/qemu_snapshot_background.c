@@ -22,6 +22,7 @@
 
 #include <config.h>
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "qemu_snapshot_background.h"
@@ -40,6 +41,7 @@
 #include "virerror.h"
 #include "virfile.h"
 #include "virlog.h"
+#include "virprocess.h"
 
 #define VIR_FROM_THIS VIR_FROM_QEMU
 
@@ -104,8 +106,8 @@ qemuSnapshotBackgroundIsPossible(virDomainObj *vm,
 typedef struct _qemuSnapshotBackgroundData qemuSnapshotBackgroundData;
 struct _qemuSnapshotBackgroundData {
     qemuSnapshotDiskContext *disks;
-    /* what has to precede the start of the vCPUs is done */
-    bool prepared;
+    /* QEMU was told to resume the domain by itself, and has done it */
+    bool resumed;
 };
 
 
@@ -116,6 +118,54 @@ qemuSnapshotBackgroundIsPaused(virDomainObj *vm)
 
     return virDomainObjGetState(vm, &reason) == VIR_DOMAIN_PAUSED &&
            reason == VIR_DOMAIN_PAUSED_SNAPSHOT;
+}
+
+
+/* Whether QEMU still saves memory, or waits for us to do so. */
+static bool
+qemuSnapshotBackgroundIsSaving(virDomainObj *vm)
+{
+    qemuDomainJobDataPrivate *privJob = vm->job->current->privateData;
+
+    switch ((qemuMonitorMigrationStatus) privJob->stats.mig.status) {
+    case QEMU_MONITOR_MIGRATION_STATUS_PRE_SWITCHOVER:
+    case QEMU_MONITOR_MIGRATION_STATUS_DEVICE:
+    case QEMU_MONITOR_MIGRATION_STATUS_ACTIVE:
+        return true;
+
+    case QEMU_MONITOR_MIGRATION_STATUS_INACTIVE:
+    case QEMU_MONITOR_MIGRATION_STATUS_SETUP:
+    case QEMU_MONITOR_MIGRATION_STATUS_POSTCOPY:
+    case QEMU_MONITOR_MIGRATION_STATUS_POSTCOPY_PAUSED:
+    case QEMU_MONITOR_MIGRATION_STATUS_POSTCOPY_RECOVER_SETUP:
+    case QEMU_MONITOR_MIGRATION_STATUS_POSTCOPY_RECOVER:
+    case QEMU_MONITOR_MIGRATION_STATUS_COMPLETED:
+    case QEMU_MONITOR_MIGRATION_STATUS_ERROR:
+    case QEMU_MONITOR_MIGRATION_STATUS_CANCELLING:
+    case QEMU_MONITOR_MIGRATION_STATUS_CANCELLED:
+    case QEMU_MONITOR_MIGRATION_STATUS_WAIT_UNPLUG:
+    case QEMU_MONITOR_MIGRATION_STATUS_LAST:
+        break;
+    }
+
+    return false;
+}
+
+
+/* Wait, as long as QEMU saves, until the domain is not in @state any more. */
+static int
+qemuSnapshotBackgroundWaitState(virDomainObj *vm,
+                                virDomainState state)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+
+    while (virDomainObjGetState(vm, NULL) == state &&
+           !priv->pausedShutdown && qemuSnapshotBackgroundIsSaving(vm)) {
+        if (qemuDomainObjWait(vm) < 0)
+            return -1;
+    }
+
+    return 0;
 }
 
 
@@ -134,35 +184,33 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
                              void *opaque)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
-    qemuDomainJobDataPrivate *privJob = vm->job->current->privateData;
     qemuSnapshotBackgroundData *data = opaque;
+    bool done = false;
+    int rc = -1;
     int ret = -1;
 
     /* An abort in between would have QEMU resume the domain. */
     qemuDomainObjSetAsyncJobMask(vm, JOB_MASK(VIR_JOB_QUERY));
 
     /* The STOP event gives up the locks. */
-    while (virDomainObjGetState(vm, NULL) == VIR_DOMAIN_RUNNING) {
-        priv->signalStop = true;
-        if (qemuDomainObjWait(vm) < 0) {
-            priv->signalStop = false;
-            goto cleanup;
-        }
-        priv->signalStop = false;
-    }
+    priv->signalStop = true;
+    rc = qemuSnapshotBackgroundWaitState(vm, VIR_DOMAIN_RUNNING);
+    priv->signalStop = false;
+    if (rc < 0)
+        goto cleanup;
 
     if (!qemuSnapshotBackgroundIsPaused(vm)) {
         virReportError(VIR_ERR_OPERATION_FAILED, "%s",
-                       _("domain was stopped for another reason than the snapshot"));
+                       _("domain was not stopped for the snapshot"));
         goto cleanup;
     }
 
-    if (qemuSnapshotDiskCreate(data->disks) < 0)
-        goto cleanup;
+    done = qemuSnapshotDiskCreate(data->disks) == 0;
 
-    if (qemuProcessStartCPUsPrepare(priv->driver, vm, VIR_DOMAIN_RUNNING_UNPAUSED) < 0)
+    /* Whether QEMU goes on or is cancelled, it resumes the domain. */
+    if (qemuProcessStartCPUsPrepare(priv->driver, vm, VIR_DOMAIN_RUNNING_UNPAUSED) < 0 ||
+        !done)
         goto cleanup;
-    data->prepared = true;
 
     /* The domain does not stand still until the end of the job. */
     vm->job->current->stopped = 0;
@@ -171,12 +219,10 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
                                  VIR_ASYNC_JOB_SNAPSHOT) < 0)
         goto cleanup;
 
-    while (qemuSnapshotBackgroundIsPaused(vm) &&
-           privJob->stats.mig.status != QEMU_MONITOR_MIGRATION_STATUS_ERROR) {
-        if (qemuDomainObjWait(vm) < 0)
-            goto cleanup;
-    }
+    if (qemuSnapshotBackgroundWaitState(vm, VIR_DOMAIN_PAUSED) < 0)
+        goto cleanup;
 
+    data->resumed = !qemuSnapshotBackgroundIsPaused(vm);
     ret = 0;
 
  cleanup:
@@ -191,8 +237,7 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
 /**
  * qemuSnapshotBackgroundResume:
  * @driver: qemu driver
- * @vm: domain
- * @prepared: what has to precede the start of the vCPUs is done
+ * @vm: domain that the snapshot may have left paused
  *
  * Make sure that the domain runs after a snapshot has failed.
  *
@@ -200,18 +245,16 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
  */
 static int
 qemuSnapshotBackgroundResume(virQEMUDriver *driver,
-                             virDomainObj *vm,
-                             bool prepared)
+                             virDomainObj *vm)
 {
     virObjectEvent *event;
 
     if (!virDomainObjIsActive(vm) || !qemuSnapshotBackgroundIsPaused(vm))
         return 0;
 
-    /* QEMU may have done it, but its event be still on its way. */
-    if (prepared ?
-        qemuProcessStartCPUsFinish(driver, vm, VIR_ASYNC_JOB_SNAPSHOT) == 0 :
-        qemuProcessStartCPUs(driver, vm, VIR_DOMAIN_RUNNING_UNPAUSED,
+    /* QEMU may have done it, but its event be still on its way: that does no
+     * harm. */
+    if (qemuProcessStartCPUs(driver, vm, VIR_DOMAIN_RUNNING_UNPAUSED,
                              VIR_ASYNC_JOB_SNAPSHOT) == 0)
         return 0;
 
@@ -225,34 +268,48 @@ qemuSnapshotBackgroundResume(virQEMUDriver *driver,
 
 /* Without QEMU: by qemu-img, and in the definition if there is one. */
 static int
-qemuSnapshotBackgroundMergeFile(virDomainObj *vm,
+qemuSnapshotBackgroundMergeFile(virQEMUDriver *driver,
+                                virDomainObj *vm,
                                 virDomainSnapshotDef *snapdef,
                                 virDomainSnapshotDiskDef *snapdisk,
                                 bool keepFiles)
 {
-    virDomainDef *before = snapdef->parent.inactiveDom;
+    g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
     virDomainDiskDef *disk = virDomainDiskByTarget(vm->def, snapdisk->name);
-    virDomainDiskDef *old;
+    virDomainDiskDef *old = NULL;
     g_autoptr(virCommand) cmd = NULL;
+    uid_t uid;
+    gid_t gid;
+    struct stat sb;
 
-    if (!before)
-        before = snapdef->parent.dom;
+    if (snapdef->parent.inactiveDom)
+        old = virDomainDiskByTarget(snapdef->parent.inactiveDom, snapdisk->name);
+    if (!old)
+        old = virDomainDiskByTarget(snapdef->parent.dom, snapdisk->name);
 
-    if (!virStorageSourceIsLocalStorage(snapdisk->src) ||
-        !(old = virDomainDiskByTarget(before, snapdisk->name))) {
+    if (!old || !virStorageSourceIsLocalStorage(snapdisk->src)) {
         virReportError(VIR_ERR_OPERATION_UNSUPPORTED,
                        _("overlay of disk '%1$s' cannot be merged without QEMU"),
                        snapdisk->name);
         return -1;
     }
 
-    /* QEMU has not got so far as to create it. */
-    if (virFileLength(snapdisk->src->path, -1) > 0) {
-        cmd = virCommandNewArgList("qemu-img", "commit", "-q", "-f",
-                                   virStorageFileFormatTypeToString(snapdisk->src->format),
-                                   snapdisk->src->path, NULL);
-        if (virCommandRun(cmd, NULL) < 0)
-            return -1;
+    if (stat(snapdisk->src->path, &sb) == 0) {
+        /* An empty file is one that QEMU was still to create an image in. */
+        if (!S_ISREG(sb.st_mode) || sb.st_size > 0) {
+            cmd = virCommandNewArgList("qemu-img", "commit", "-q", "-f",
+                                       virStorageFileFormatTypeToString(snapdisk->src->format),
+                                       snapdisk->src->path, NULL);
+            qemuDomainGetImageIds(cfg, vm->def, snapdisk->src, NULL, &uid, &gid);
+            virCommandSetUID(cmd, uid);
+            virCommandSetGID(cmd, gid);
+            if (virCommandRun(cmd, NULL) < 0)
+                return -1;
+        }
+    } else if (errno != ENOENT) {
+        virReportSystemError(errno, _("cannot access overlay '%1$s'"),
+                             snapdisk->src->path);
+        return -1;
     }
 
     if (disk && virStorageSourceIsSameLocation(disk->src, snapdisk->src)) {
@@ -264,7 +321,8 @@ qemuSnapshotBackgroundMergeFile(virDomainObj *vm,
         disk->src = src;
     }
 
-    if (!keepFiles && unlink(snapdisk->src->path) < 0 && errno != ENOENT) {
+    if (!keepFiles && snapdisk->src->type == VIR_STORAGE_TYPE_FILE &&
+        unlink(snapdisk->src->path) < 0 && errno != ENOENT) {
         virReportSystemError(errno, _("cannot remove overlay '%1$s'"),
                              snapdisk->src->path);
         return -1;
@@ -288,7 +346,8 @@ qemuSnapshotBackgroundMergeFiles(virQEMUDriver *driver,
         virDomainSnapshotDiskDef *snapdisk = snapdef->disks + i;
 
         if (snapdisk->snapshot == VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL &&
-            qemuSnapshotBackgroundMergeFile(vm, snapdef, snapdisk, keepFiles) < 0)
+            qemuSnapshotBackgroundMergeFile(driver, vm, snapdef, snapdisk,
+                                            keepFiles) < 0)
             ret = -1;
     }
 
@@ -300,13 +359,22 @@ qemuSnapshotBackgroundMergeFiles(virQEMUDriver *driver,
 }
 
 
+/* Whether the process is there; libvirt may not know of its end yet. */
+static bool
+qemuSnapshotBackgroundHasQEMU(virDomainObj *vm)
+{
+    return virDomainObjIsActive(vm) && virProcessKill(vm->pid, 0) == 0;
+}
+
+
 /* Wait until qemuProcessStop(), in another thread, has done all of its work. */
 static void
 qemuSnapshotBackgroundWaitStopped(virDomainObj *vm)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
 
-    while (priv->beingDestroyed && virDomainObjIsActive(vm)) {
+    while (virDomainObjIsActive(vm) &&
+           (priv->beingDestroyed || !qemuSnapshotBackgroundHasQEMU(vm))) {
         virObjectUnlock(vm);
         g_usleep(10 * 1000);
         virObjectLock(vm);
@@ -334,20 +402,33 @@ qemuSnapshotBackgroundUndo(virQEMUDriver *driver,
 {
     qemuDomainObjPrivate *priv = vm->privateData;
     g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
-    g_autoptr(virDomainSnapshotDef) snapdef = g_steal_pointer(&priv->snapshotBackground);
+    virDomainSnapshotDef *snapdef = priv->snapshotBackground;
+    qemuDomainJobPrivate *jobPriv = vm->job->privateData;
     bool keepFiles = priv->snapshotBackgroundReuse;
     int ret = 0;
 
-    qemuSnapshotBackgroundWaitStopped(vm);
+    /* The next daemon cancels the block jobs, and tries again. */
+    jobPriv->snapshotDelete = true;
 
-    if (cfg->snapshotMemoryKeepOverlays)
+    if (cfg->snapshotMemoryKeepOverlays) {
         VIR_INFO("Leaving domain '%s' with the overlays of a failed snapshot",
                  vm->def->name);
-    else if (virDomainObjIsActive(vm))
-        ret = qemuSnapshotMergeOverlays(vm, snapdef, keepFiles);
-    else
-        ret = qemuSnapshotBackgroundMergeFiles(driver, vm, snapdef, keepFiles);
+    } else {
+        qemuSnapshotBackgroundWaitStopped(vm);
 
+        if (virDomainObjIsActive(vm))
+            ret = qemuSnapshotMergeOverlays(vm, snapdef, keepFiles);
+
+        /* QEMU may have ended meanwhile: its monitor tells before the worker
+         * knows. */
+        if (ret < 0 && !qemuSnapshotBackgroundHasQEMU(vm))
+            qemuSnapshotBackgroundWaitStopped(vm);
+
+        if (!virDomainObjIsActive(vm))
+            ret = qemuSnapshotBackgroundMergeFiles(driver, vm, snapdef, keepFiles);
+    }
+
+    g_clear_pointer(&priv->snapshotBackground, virObjectUnref);
     if (virDomainObjIsActive(vm))
         qemuDomainSaveStatus(vm);
 
@@ -367,6 +448,7 @@ qemuSnapshotBackgroundRecover(virQEMUDriver *driver,
                               virDomainObj *vm)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
+    g_autoptr(qemuMigrationParams) params = NULL;
     g_autofree char *image = NULL;
 
     if (!priv->snapshotBackground)
@@ -386,9 +468,12 @@ qemuSnapshotBackgroundRecover(virQEMUDriver *driver,
         VIR_WARN("Domain '%s' keeps overlays of a snapshot that was not completed",
                  vm->def->name);
 
-    /* One that is complete is somebody else's by now. */
-    if (virFileExists(image) && qemuSaveImageIsCorrupt(driver, image) &&
-        unlink(image) < 0)
+    if (virDomainObjIsActive(vm) &&
+        (!(params = qemuMigrationParamsNew()) ||
+         qemuMigrationParamsApply(vm, VIR_ASYNC_JOB_SNAPSHOT, params, 0) < 0))
+        VIR_WARN("Domain '%s' keeps migration capabilities", vm->def->name);
+
+    if (qemuSaveImageIsPartial(driver, image) && unlink(image) < 0)
         VIR_WARN("Cannot remove incomplete image '%s'", image);
 
     virDomainObjEndAsyncJob(vm);
@@ -476,7 +561,7 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
 
     virErrorPreserveLast(&orig_err);
     /* First of all the guest goes on. */
-    if (qemuSnapshotBackgroundResume(driver, vm, paused.prepared) < 0)
+    if (!paused.resumed && qemuSnapshotBackgroundResume(driver, vm) < 0)
         VIR_WARN("Cannot resume domain '%s'", vm->def->name);
     if (qemuSnapshotBackgroundUndo(driver, vm) < 0) {
         g_autofree char *why = g_strdup(virGetLastErrorMessage());
