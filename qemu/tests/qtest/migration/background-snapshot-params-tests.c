@@ -35,8 +35,7 @@ static const struct {
     [MIGRATION_CAPABILITY_X_COLO] = { "" },
     [MIGRATION_CAPABILITY_RELEASE_RAM] = { "release-ram", true },
     [MIGRATION_CAPABILITY_RETURN_PATH] = { "return-path", true },
-    [MIGRATION_CAPABILITY_PAUSE_BEFORE_SWITCHOVER] = {
-        "pause-before-switchover", false },
+    [MIGRATION_CAPABILITY_PAUSE_BEFORE_SWITCHOVER] = { NULL, true },
     [MIGRATION_CAPABILITY_MULTIFD] = { "needs mapped-ram", true },
     [MIGRATION_CAPABILITY_DIRTY_BITMAPS] = { "dirty-bitmaps", true },
     [MIGRATION_CAPABILITY_POSTCOPY_BLOCKTIME] = { "postcopy-blocktime", true },
