@@ -82,6 +82,21 @@ static char *start(QTestState **from, QTestState **to, WriteKey *target_key)
     return uri;
 }
 
+/* Likewise, and begin a snapshot of which the target takes nothing any more */
+static bool start_held(QTestState **from, QTestState **to)
+{
+    g_autofree char *uri = start(from, to, test_tls_psk_init);
+
+    if (!uri) {
+        return false;
+    }
+    snapshot_begin(*from, uri);
+    g_assert_cmpint(kill(qtest_pid(*to), SIGSTOP), ==, 0);
+    snapshot_wait_for_sweeps(*from, 3);
+    snapshot_assert_active(*from);
+    return true;
+}
+
 /* The VM runs, and the next snapshot, to a file without TLS, succeeds */
 static void retry(QTestState *from, QTestState *to)
 {
@@ -98,15 +113,10 @@ static void retry(QTestState *from, QTestState *to)
 static void test_moment(void)
 {
     QTestState *from, *to;
-    g_autofree char *uri = start(&from, &to, test_tls_psk_init);
 
-    if (!uri) {
+    if (!start_held(&from, &to)) {
         return;
     }
-    snapshot_begin(from, uri);
-    g_assert_cmpint(kill(qtest_pid(to), SIGSTOP), ==, 0);
-    snapshot_wait_for_sweeps(from, 3);
-    snapshot_assert_active(from);
     g_assert_cmpint(kill(qtest_pid(to), SIGCONT), ==, 0);
     wait_for_migration_complete(from);
     wait_for_migration_complete(to);
@@ -121,15 +131,10 @@ static void test_cancel(void)
 {
     const char *ungoals[] = { "completed", "failed", NULL };
     QTestState *from, *to;
-    g_autofree char *uri = start(&from, &to, test_tls_psk_init);
 
-    if (!uri) {
+    if (!start_held(&from, &to)) {
         return;
     }
-    snapshot_begin(from, uri);
-    g_assert_cmpint(kill(qtest_pid(to), SIGSTOP), ==, 0);
-    snapshot_wait_for_sweeps(from, 3);
-    snapshot_assert_active(from);
     migrate_cancel(from);
     wait_for_migration_status(from, "cancelled", ungoals);
     g_assert_cmpint(kill(qtest_pid(to), SIGCONT), ==, 0);
