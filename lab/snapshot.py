@@ -37,10 +37,16 @@ def pause(vm: VM) -> None:
     vm.qmp.cmd('stop')
 
 
+def inserted(vm: VM) -> Dict[str, Any]:
+    """What QEMU tells of the image that the VM's only disk is now."""
+    [found] = [device['inserted'] for device in vm.qmp.cmd('query-block')
+               if device.get('inserted')]
+    return found
+
+
 def snapshot_disk(vm: VM, overlay: Path) -> Path:
     """Step 2: put an overlay over the disk and return the frozen image."""
-    [disk] = [device['inserted'] for device in vm.qmp.cmd('query-block')
-              if device.get('inserted')]
+    disk = inserted(vm)
     vm.qmp.cmd('blockdev-snapshot-sync', node_name=disk['node-name'],
                snapshot_file=str(overlay), format='qcow2',
                snapshot_node_name=f'overlay-{time.monotonic_ns()}')

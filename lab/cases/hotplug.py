@@ -2,7 +2,7 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
-from .. import disk
+from .. import disk, snapshot
 from ..hardware import Hardware
 from ..scene import Case, Scene
 from ..steps import (begin_held, expect_active, finish, refused, still_clean,
@@ -106,9 +106,7 @@ def ejected(scene: Scene) -> None:
 
 def node(vm: VM) -> str:
     """What the guest's disk is written to."""
-    [inserted] = [device['inserted'] for device in vm.qmp.cmd('query-block')
-                  if device.get('inserted')]
-    return inserted['node-name']
+    return snapshot.inserted(vm)['node-name']
 
 
 def complete(vm: VM, job: str) -> None:
