@@ -22,7 +22,8 @@ NO_LIBVIRT := [ ! -d '$(BUILD)/libvirt/src' ]
 export BUILD QEMU_SRC LIBVIRT_SRC JOBS QEMU STOCK
 
 .PHONY: all stock libvirt setup prepare series refresh lint bisect check \
-	check-full check-kvm check-libvirt bench-kvm kernel demo bench clean help
+	check-full check-kvm check-libvirt bench-kvm kernel demo demo-libvirt bench \
+	clean help
 .NOTPARALLEL:
 
 all: prepare		## build QEMU with the series: $(BUILD)/qemu-system-x86_64
@@ -83,6 +84,10 @@ kernel:			## that KVM: modules for Debian's kernel, and for DKMS
 demo: all		## snapshot a guest with a database, restore it in Debian's QEMU
 	@lab/setup guest
 	@STOCK="$$(tools/unmodified)" && lab/demo
+
+demo-libvirt: all libvirt	## the same by libvirt, driven by virsh alone
+	@lab/setup guest
+	@STOCK="$$(tools/unmodified)" && lab/demo-libvirt
 
 bench: all stock	## measure side by side with unmodified QEMU
 	@lab/setup bench

@@ -5,7 +5,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import contextlib
 import socket
 from pathlib import Path
-from typing import List, Optional
+from typing import Any, List, Optional
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
@@ -62,17 +62,17 @@ class Domain:
     """A domain with two disks.  For workloads and Scene.prove() it is a VM.
 
     disks: what it is defined with, which become vda and vdb; prefix: of their
-    names, and of those of its logs.
+    names, and of those of its logs; changes: as those of Scene.hardware().
     """
 
     def __init__(self, scene: Scene, daemon: Daemon, emulator: Path,
-                 prefix: str = ''):
+                 prefix: str = '', **changes: Any):
         self.daemon = daemon
         self.place = scene.place
         self.disks = [scene.files / f'{prefix}{target}.qcow2'
                       for target in TARGETS]
         self.second = DiskCheck(device='/dev/vdb')
-        self.hardware = scene.hardware(vcpus=2, disk=self.disks[0])
+        self.hardware = scene.hardware(vcpus=2, disk=self.disks[0], **changes)
         self._scene = scene
         self._prefix = prefix
         self._kernel_log = scene.logs / f'{prefix}kernel.log'
@@ -103,12 +103,13 @@ class Domain:
 
     def boot(self) -> None:
         """Boot it and start the workloads in the guest."""
-        boot(self._start)
+        boot(self.start)
         self._scene.disk_check.start(self)
         self.second.start(self)
         self._scene.check.start(self)
 
-    def _start(self) -> 'Domain':
+    def start(self) -> 'Domain':
+        """Without waiting for the guest."""
         # Not to miss what the guest says first.
         self.virsh('start', '--paused')
         self.connect()

@@ -36,13 +36,15 @@ def require() -> None:
               'run make prepare, or set QEMU_PYTHON'))
 
 
-def require_libvirt() -> None:
-    """Exit with an explanation unless it is there with its series and without.
+def require_libvirt(stock: bool = True) -> None:
+    """Exit with an explanation unless it is there with its series.
+
+    stock: and without.
     """
-    _require(*((f'{what} libvirt', build / 'src' / 'virtqemud',
-                'run make check-libvirt')
-               for what, build in (('the patched', LIBVIRT),
-                                   ('the unmodified', LIBVIRT_STOCK))))
+    builds = {'patched': LIBVIRT, **({'unmodified': LIBVIRT_STOCK} if stock
+                                     else {})}
+    _require(*((f'the {what} libvirt', build / 'src' / 'virtqemud',
+                'run make check-libvirt') for what, build in builds.items()))
 
 
 def _require(*needs: Tuple[str, Path, str]) -> None:

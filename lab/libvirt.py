@@ -3,6 +3,7 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import contextlib
+import grp
 import os
 import pwd
 import re
@@ -11,10 +12,12 @@ import signal
 import subprocess
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any, List
 
-from .host import DIE_WITH_US, Skip
+from . import env
+from .host import DIE_WITH_US, Skip, needs_root
 from .place import log_file
 from .scene import Scene
 
@@ -34,6 +37,14 @@ here=$(dirname "$0")
     cat
 } | exec /usr/bin/zstd "$@"
 '''
+# A domain to be defined only.
+PROBE = f'''
+<domain type='qemu'>
+  <name>probe</name><memory>1024</memory>
+  <os><type arch='x86_64'>hvm</type></os>
+  <devices><emulator>{env.QEMU}</emulator></devices>
+</domain>
+'''
 
 
 class VirshError(Exception):
@@ -47,6 +58,11 @@ class Daemon:
     Its files are in a folder of their own, with a short name: those of unix
     sockets are limited to 107 bytes.
     """
+    uri = 'qemu:///session'
+    # Below that folder.
+    _conf, _state = '.config/libvirt/qemu.conf', 'run/libvirt/qemu/run'
+    _qemu_logs = '.cache/libvirt/qemu/log'
+    _folders = ('run', 'bin', '.config/libvirt', '.cache')
 
     def __init__(self, scene: Scene, build: Path, name: str = 'libvirt',
                  **settings: Any):
@@ -55,9 +71,8 @@ class Daemon:
         self._log = scene.logs / f'{name}.log'
         self.home = Path(scene.enter_context(
             tempfile.TemporaryDirectory(prefix='lab')))
-        self._run = self.home / 'run'
         self._held = self.home / 'bin/held'
-        for folder in ('run', 'bin', '.config/libvirt', '.cache'):
+        for folder in self._folders:
             (self.home / folder).mkdir(mode=0o700, parents=True)
         (self.home / 'bin/zstd').write_text(HELD_ZSTD)
         (self.home / 'bin/zstd').chmod(0o755)
@@ -78,27 +93,22 @@ class Daemon:
         """@command as the daemon's user, with its environment."""
         user = ['--reuid', USER, '--regid', str(pwd.getpwnam(USER).pw_gid),
                 '--clear-groups'] if os.geteuid() == 0 else []
+        return [*DIE_WITH_US, *user, *self._environment(),
+                f'XDG_RUNTIME_DIR={self.home}/run', 'LIBVIRT_AUTOSTART=0',
+                *map(str, command)]
+
+    def _environment(self) -> List[str]:
+        """A command that gives it to another."""
         path = ':'.join(map(str, (self.home / 'bin', '/usr/bin', '/bin',
                                   '/usr/sbin', '/sbin')))
-        return [*DIE_WITH_US, *user, 'env', '-i', f'HOME={self.home}',
-                f'XDG_RUNTIME_DIR={self._run}', f'PATH={path}',
+        return ['env', '-i', f'HOME={self.home}', f'PATH={path}',
                 'LANG=C.UTF-8', 'LIBVIRT_DIR_OVERRIDE=1',
-                'LIBVIRT_AUTOSTART=0', f'abs_top_builddir={self.build}',
-                f'LD_LIBRARY_PATH={self.build}/src', *map(str, command)]
+                f'abs_top_builddir={self.build}',
+                f'LD_LIBRARY_PATH={self.build}/src']
 
     def start(self, **settings: Any) -> None:
         """Start it, as it ends when it is told so; with new settings."""
-        lines = {'security_driver': 'none', 'stdio_handler': 'file',
-                 **settings}
-        conf = self.home / '.config/libvirt/qemu.conf'
-        conf.write_text(''.join(
-            f'{key} = {value}\n' if isinstance(value, int) else
-            f'{key} = "{value}"\n' for key, value in lines.items()))
-        with self._log.open('ab') as log:
-            self._process = subprocess.Popen(
-                self.command('LIBVIRT_LOG_OUTPUTS=2:stderr',
-                             self.build / 'src/virtqemud'), cwd='/',
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.launch(**settings)
         deadline = time.monotonic() + START_S
         while True:
             with contextlib.suppress(VirshError):
@@ -109,6 +119,19 @@ class Daemon:
                 last = self._log.read_text(errors='replace').splitlines()[-1:]
                 raise RuntimeError(f'libvirt does not start: {last}')
             time.sleep(0.1)
+
+    def launch(self, **settings: Any) -> None:
+        """The same, without waiting until it can be talked to."""
+        lines = {'security_driver': 'none', 'stdio_handler': 'file',
+                 **settings}
+        (self.home / self._conf).write_text(''.join(
+            f'{key} = {value}\n' if isinstance(value, int) else
+            f'{key} = "{value}"\n' for key, value in lines.items()))
+        with self._log.open('ab') as log:
+            self._process = subprocess.Popen(
+                self.command('LIBVIRT_LOG_OUTPUTS=2:stderr',
+                             self.build / 'src/virtqemud'), cwd='/',
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """Domains live on."""
@@ -138,12 +161,19 @@ class Daemon:
     def pids(self) -> List[int]:
         """Of the domains' QEMUs."""
         return [int(file.read_text())
-                for file in (self._run / 'libvirt/qemu/run').glob('*.pid')
+                for file in (self.home / self._state).glob('*.pid')
                 if file.stem != 'driver']
+
+    def status(self, domain: str) -> str:
+        """Its notes of a domain that runs, for the next daemon."""
+        return (self.home / self._state / f'{domain}.xml').read_text()
+
+    def set_status(self, domain: str, notes: str) -> None:
+        (self.home / self._state / f'{domain}.xml').write_text(notes)
 
     def qemu_log(self, domain: str) -> str:
         """QEMU's last words."""
-        log = self.home / f'.cache/libvirt/qemu/log/{domain}.log'
+        log = self.home / self._qemu_logs / f'{domain}.log'
         return ' | '.join(log.read_text().splitlines()[-5:])
 
     def _end(self) -> None:
@@ -151,8 +181,39 @@ class Daemon:
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for log in (self.home / '.cache/libvirt/qemu/log').glob('*.log'):
+        for log in (self.home / self._qemu_logs).glob('*.log'):
             shutil.copy(log, log_file(self._log.with_suffix(''), log.stem))
+
+
+class SystemDaemon(Daemon):
+    """That of the whole machine, root's; its QEMUs are another user's.
+
+    Its /etc and /var, which are below where it was to be installed, are in
+    its mount namespace folders like those of an ordinary user's daemon.
+    """
+    uri = 'qemu:///system'
+    _conf, _state = 'etc/libvirt/qemu.conf', 'var/run/libvirt/qemu'
+    _qemu_logs = 'var/log/libvirt/qemu'
+    _folders = ('bin', 'etc/libvirt', 'var')
+
+    def __init__(self, scene: Scene, build: Path, **settings: Any):
+        needs_root('a daemon of the whole machine')
+        self._root = build.parent / 'root'
+        for folder in ('etc', 'var'):
+            (self._root / folder).mkdir(parents=True, exist_ok=True)
+        super().__init__(scene, build, user=USER, group=grp.getgrgid(
+            pwd.getpwnam(USER).pw_gid).gr_name, **settings)
+
+    def give(self, *paths: Path) -> None:
+        """libvirt does that itself; QEMU has to get at them."""
+        self.home.chmod(0o755)
+
+    def command(self, *command: Any) -> List[str]:
+        script = ' && '.join(
+            [f'mount --bind {self.home}/{folder} {self._root}/{folder}'
+             for folder in ('etc', 'var')] + ['exec "$@"'])
+        return [*DIE_WITH_US, 'unshare', '--mount', 'sh', '-c', script, 'sh',
+                *self._environment(), *map(str, command)]
 
 
 class Virsh:
@@ -162,7 +223,7 @@ class Virsh:
         self._what = arguments[0]
         self._process = subprocess.Popen(
             daemon.command(daemon.build / 'tools/virsh', '-q', '-c',
-                           'qemu:///session', *arguments), cwd='/',
+                           daemon.uri, *arguments), cwd='/',
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True)
 
@@ -183,23 +244,43 @@ class Virsh:
 
 
 class Events:
-    """All lifecycle events of domains, until the daemon ends.
+    """All lifecycle events of the domain @name, until the daemon ends."""
 
-    Of the first second, some may be missed.
-    """
-
-    def __init__(self, scene: Scene, daemon: Daemon):
+    def __init__(self, scene: Scene, daemon: Daemon, name: str):
+        self._name = name
         self._file = scene.logs / f'events{time.monotonic_ns()}.log'
         with self._file.open('wb') as out:
             process = subprocess.Popen(
                 daemon.command('stdbuf', '-oL', daemon.build / 'tools/virsh',
-                               '-c', 'qemu:///session', 'event', '--all',
-                               '--loop', '--timestamp'),
+                               '-c', daemon.uri, 'event', '--all', '--loop',
+                               '--timestamp'),
                 cwd='/', stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         scene.callback(process.wait)
         scene.callback(process.kill)
+        # virsh does not say from when on it gets them.
+        definition = scene.logs / 'probe.xml'
+        definition.write_text(PROBE)
+        deadline = time.monotonic() + START_S
+        while not self._of('probe'):
+            if time.monotonic() > deadline:
+                raise RuntimeError('virsh shows no events')
+            daemon.virsh('define', definition)
+            daemon.virsh('undefine', 'probe')
+
+    def _of(self, name: str) -> List[str]:
+        return re.findall(rf"event 'lifecycle' for domain '{name}': (\w+)",
+                          self._file.read_text())
 
     def lifecycle(self) -> List[str]:
         """Words like 'Suspended'."""
-        return re.findall(r"event 'lifecycle' for domain '\S+': (\w+)",
-                          self._file.read_text())
+        return self._of(self._name)
+
+    def stood_still(self) -> float:
+        """Seconds from the last 'Suspended' to the 'Resumed' after it."""
+        times = re.findall(
+            r"^(\S+ \S+): event 'lifecycle' for domain "
+            rf"'{self._name}': Suspended.*\n(\S+ \S+): event 'lifecycle' for "
+            rf"domain '{self._name}': Resumed", self._file.read_text(), re.M)
+        stopped, resumed = (datetime.fromisoformat(re.sub(
+            r'([+-]\d\d)(\d\d)$', r'\1:\2', when)) for when in times[-1])
+        return (resumed - stopped).total_seconds()

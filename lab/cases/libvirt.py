@@ -2,131 +2,27 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
-import os
-import re
-import signal
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, List
 
 from .. import disk, env
 from ..domain import NAME, TARGETS, Domain
+from ..domain_steps import (ABORT_S, HOLDABLE, Before, arguments,
+                            begin_background, begin_held, expect, good,
+                            processed, revert, start)
 from ..host import mount_tmpfs, needs_root
-from ..libvirt import Daemon, Events, Virsh, VirshError
+from ..libvirt import Daemon, Events, VirshError
 from ..scene import Case, Scene
 from ..steps import refused, wait_until
-from ..workload import SelfCheck
 
-# What the guest writes while an image is held has room in it.
-HOLDABLE: Dict[str, Any] = {
-    'snapshot_image_format': 'zstd', 'snapshot_memory_buffer_size': 320}
 # Events until an image's memory is being saved, and what the domain is then.
 BACKGROUND = ['Suspended', 'Resumed'], 'running'
 PAUSED = ['Suspended'], 'paused'
 LIVE: Any = [], 'running'
 WAS_PAUSED: Any = [], 'paused'
-ABORT_S = 10
 BUSY = 'cannot acquire state change lock'
-MARKER, MARKER_MB = 'written during the snapshot', 40
-
-
-def start(scene: Scene, emulator: Path = env.QEMU, **settings: Any) -> Domain:
-    """A domain of our libvirt's, which is busy."""
-    scene.check = SelfCheck(write_mb=64, static_mb=16, pause_us=500)
-    daemon = Daemon(scene, env.LIBVIRT, **settings)
-    domain = Domain(scene, daemon, emulator)
-    domain.boot()
-    return domain
-
-
-def arguments(scene: Scene, name: str, *more: str,
-              image: Optional[Path] = None) -> List[str]:
-    """Of a snapshot of all that there is; @more may say else of its disks."""
-    command = ['snapshot-create-as', NAME, name, *more, '--memspec',
-               f'file={image or scene.image(name)},snapshot=external']
-    for target in TARGETS:
-        if not any(word.startswith(f'{target},') for word in more):
-            command += ['--diskspec', f'{target},snapshot=external,'
-                        f'file={scene.files}/{target}.{name}']
-    return command
-
-
-def expect(what: str, found: Any, expected: Any) -> None:
-    if found != expected:
-        raise AssertionError(f'{what}: {found}, expected {expected}')
-
-
-def processed(domain: Domain) -> int:
-    """Bytes that are saved, by the information about the domain's job."""
-    found = re.search(r'data_processed: (\d+)',
-                      domain.virsh('domjobinfo', '--rawstats'))
-    return int(found.group(1)) if found else 0
-
-
-def begin_held(scene: Scene, domain: Domain, name: str, *more: str) -> Virsh:
-    """A snapshot that makes little progress before daemon.full_speed()."""
-    domain.daemon.hold()
-    begun = domain.daemon.begin(*arguments(scene, name, *more))
-    try:
-        wait_until('memory is being saved', lambda:
-                   processed(domain) > 0 or not begun.goes_on())
-        if not begun.goes_on():
-            raise AssertionError(f'not held: {begun.finish() or "ended"}')
-    except BaseException:
-        domain.daemon.full_speed()
-        raise
-    return begun
-
-
-def begin_background(scene: Scene, domain: Domain, name: str) -> Virsh:
-    """The same, and the guest goes on."""
-    begun = begin_held(scene, domain, name)
-    wait_until('the domain runs', lambda: domain.state() == 'running')
-    scene.check.moves(domain)
-    return begun
-
-
-class Before:
-    """What a snapshot that fails must leave as it is."""
-
-    def __init__(self, scene: Scene, domain: Domain):
-        self._scene = scene
-        self._domain = domain
-        self._state = self._look()
-
-    def _look(self) -> Dict[str, Any]:
-        active = self._domain.state() != 'shut off'
-        return {
-            'definition': self._domain.virsh('dumpxml', '--inactive'),
-            'domain': self._domain.virsh('dumpxml') if active else '',
-            'snapshots': self._domain.virsh('snapshot-list', '--name'),
-            'files': sorted(p.name for p in self._scene.files.iterdir())}
-
-    def expect(self, shut_off: bool = False) -> None:
-        """As before; but for the domain itself if it was @shut_off."""
-        after = self._look()
-        for what, value in self._state.items():
-            if what == 'domain' and shut_off:
-                value = ''
-            if after[what] != value:
-                (self._scene.logs / 'before').write_text(str(value))
-                (self._scene.logs / 'after').write_text(str(after[what]))
-                raise AssertionError(f'{what} changed: see before and after '
-                                     f'in {self._scene.logs}')
-
-
-def good(scene: Scene, domain: Domain, name: str) -> None:
-    """A snapshot that nothing is in the way of; the domain is reverted."""
-    domain.daemon.full_speed()
-    domain.daemon.virsh(*arguments(scene, name))
-    revert(domain, name)
-
-
-def revert(domain: Domain, name: str) -> None:
-    domain.virsh('snapshot-revert', name)
-    domain.connect()
-    domain.prove()
 
 
 def restore_unmodified(scene: Scene, image: Path, frozen: List[Path]) -> None:
@@ -161,7 +57,7 @@ def saved(scene: Scene, domain: Domain, name: str, how: Any, *more: str,
           then: str = 'running') -> None:
     """A snapshot is taken in one of the ways, and the domain is @then."""
     wanted, state = how
-    events = Events(scene, domain.daemon)
+    events = Events(scene, domain.daemon, NAME)
     begun = begin_held(scene, domain, name, *more)
     try:
         wait_until(f'{wanted} in {events.lifecycle()}',
@@ -218,7 +114,7 @@ def stock_qemu(scene: Scene) -> None:
     """Without QEMU's help it is as it always was, or refused."""
     domain = start(scene, env.STOCK, snapshot_memory_background='require',
                    **HOLDABLE)
-    before, events = Before(scene, domain), Events(scene, domain.daemon)
+    before, events = Before(scene, domain), Events(scene, domain.daemon, NAME)
     refused('a background snapshot', 'background snapshots .*not possible',
             lambda: domain.daemon.virsh(*arguments(scene, 'required')),
             VirshError)
@@ -272,7 +168,7 @@ def failing(scene: Scene) -> None:
     """The image cannot be written, at once or after a while."""
     needs_root('a folder that the daemon cannot write to')
     domain = start(scene)
-    before, events = Before(scene, domain), Events(scene, domain.daemon)
+    before, events = Before(scene, domain), Events(scene, domain.daemon, NAME)
     refused('no permission', 'Permission denied', lambda: domain.daemon.virsh(
         *arguments(scene, 's1', image=scene.logs / 's1')), VirshError)
     before.expect()
@@ -317,59 +213,11 @@ def stalls(scene: Scene) -> None:
     good(scene, domain, 's3')
 
 
-def daemon_killed(scene: Scene) -> None:
-    """The next one gives the domain its disks back."""
-    domain = start(scene, **HOLDABLE)
-    # Of a controller that is none, only who has started the domain has an
-    # alias.
-    domain.daemon.restart(**HOLDABLE)
-    before = Before(scene, domain)
-    begun = begin_background(scene, domain, 's1')
-    domain.daemon.kill()
-    refused('s1', '', begun.finish, VirshError)
-    domain.daemon.start(**HOLDABLE)
-    wait_until('its disks', lambda: domain.sources() == domain.disks)
-    domain.assert_alive()
-    wait_until('no job', lambda: 'None' in domain.virsh('domjobinfo'))
-    before.expect()
-    domain.prove()
-    good(scene, domain, 's1')
-
-
-def qemu_killed(with_daemon: bool, scene: Scene) -> None:
-    """The disks hold what the guest wrote to their overlays."""
-    domain = start(scene, **HOLDABLE)
-    before = Before(scene, domain)
-    begun = begin_background(scene, domain, 's1')
-    mark = domain.console.mark()
-    domain.console.run(f'echo "{MARKER}" | dd of=/dev/vdb bs=1M conv=fsync '
-                       f'seek={MARKER_MB} 2>/dev/null; echo written')
-    domain.console.wait('^written', mark, 30)
-    if with_daemon:
-        domain.daemon.kill()
-    [pid] = domain.daemon.pids()
-    os.kill(pid, signal.SIGKILL)
-    refused('s1', '', begun.finish, VirshError)
-    domain.daemon.full_speed()
-    if with_daemon:
-        domain.daemon.start(**HOLDABLE)
-    wait_until('it is shut off', lambda: domain.state() == 'shut off')
-    before.expect(shut_off=True)
-    for path in domain.disks:
-        disk.check(scene.place, path)
-    expect('the disk', disk.contents(domain.disks[1], MARKER_MB, len(MARKER)),
-           MARKER.encode())
-    domain.boot()
-    good(scene, domain, 's1')
-
-
 CASES = [
     Case(f'libvirt-{name}', run, libvirt=True) for name, run in (
         *((name, partial(round_trip, name))
           for name in ('raw', 'zstd', 'sparse')),
         ('flags', flags), ('forbidden', forbidden),
         ('stock-qemu', stock_qemu), ('jobs', jobs), ('failing', failing),
-        ('stalls', stalls), ('daemon-killed', daemon_killed),
-        ('qemu-killed', partial(qemu_killed, False)),
-        ('both-killed', partial(qemu_killed, True)),
+        ('stalls', stalls),
     )]

@@ -22,9 +22,6 @@
 
 #include <config.h>
 
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include "qemu_snapshot_background.h"
 
 #include "qemu_block.h"
@@ -35,13 +32,12 @@
 #include "qemu_process.h"
 #include "qemu_saveimage.h"
 #include "qemu_snapshot.h"
+#include "qemu_snapshot_undo.h"
 
 #include "snapshot_conf.h"
 #include "virdomainsnapshotobjlist.h"
 #include "virerror.h"
-#include "virfile.h"
 #include "virlog.h"
-#include "virprocess.h"
 
 #define VIR_FROM_THIS VIR_FROM_QEMU
 
@@ -266,220 +262,6 @@ qemuSnapshotBackgroundResume(virQEMUDriver *driver,
 }
 
 
-/* Without QEMU: by qemu-img, and in the definition if there is one. */
-static int
-qemuSnapshotBackgroundMergeFile(virQEMUDriver *driver,
-                                virDomainObj *vm,
-                                virDomainSnapshotDef *snapdef,
-                                virDomainSnapshotDiskDef *snapdisk,
-                                bool keepFiles)
-{
-    g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
-    virDomainDiskDef *disk = virDomainDiskByTarget(vm->def, snapdisk->name);
-    virDomainDiskDef *old = NULL;
-    g_autoptr(virCommand) cmd = NULL;
-    uid_t uid;
-    gid_t gid;
-    struct stat sb;
-
-    if (snapdef->parent.inactiveDom)
-        old = virDomainDiskByTarget(snapdef->parent.inactiveDom, snapdisk->name);
-    if (!old)
-        old = virDomainDiskByTarget(snapdef->parent.dom, snapdisk->name);
-
-    if (!old || !virStorageSourceIsLocalStorage(snapdisk->src)) {
-        virReportError(VIR_ERR_OPERATION_UNSUPPORTED,
-                       _("overlay of disk '%1$s' cannot be merged without QEMU"),
-                       snapdisk->name);
-        return -1;
-    }
-
-    if (stat(snapdisk->src->path, &sb) == 0) {
-        /* An empty file is one that QEMU was still to create an image in. */
-        if (!S_ISREG(sb.st_mode) || sb.st_size > 0) {
-            cmd = virCommandNewArgList("qemu-img", "commit", "-q", "-f",
-                                       virStorageFileFormatTypeToString(snapdisk->src->format),
-                                       snapdisk->src->path, NULL);
-            qemuDomainGetImageIds(cfg, vm->def, snapdisk->src, NULL, &uid, &gid);
-            virCommandSetUID(cmd, uid);
-            virCommandSetGID(cmd, gid);
-            if (virCommandRun(cmd, NULL) < 0)
-                return -1;
-        }
-    } else if (errno != ENOENT) {
-        virReportSystemError(errno, _("cannot access overlay '%1$s'"),
-                             snapdisk->src->path);
-        return -1;
-    }
-
-    if (disk && virStorageSourceIsSameLocation(disk->src, snapdisk->src)) {
-        virStorageSource *src = virStorageSourceCopy(old->src, true);
-
-        if (!src)
-            return -1;
-        virObjectUnref(disk->src);
-        disk->src = src;
-    }
-
-    if (!keepFiles && snapdisk->src->type == VIR_STORAGE_TYPE_FILE &&
-        unlink(snapdisk->src->path) < 0 && errno != ENOENT) {
-        virReportSystemError(errno, _("cannot remove overlay '%1$s'"),
-                             snapdisk->src->path);
-        return -1;
-    }
-
-    return 0;
-}
-
-
-static int
-qemuSnapshotBackgroundMergeFiles(virQEMUDriver *driver,
-                                 virDomainObj *vm,
-                                 virDomainSnapshotDef *snapdef,
-                                 bool keepFiles)
-{
-    g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
-    size_t i;
-    int ret = 0;
-
-    for (i = 0; i < snapdef->ndisks; i++) {
-        virDomainSnapshotDiskDef *snapdisk = snapdef->disks + i;
-
-        if (snapdisk->snapshot == VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL &&
-            qemuSnapshotBackgroundMergeFile(driver, vm, snapdef, snapdisk,
-                                            keepFiles) < 0)
-            ret = -1;
-    }
-
-    if (vm->persistent &&
-        virDomainDefSave(vm->def, driver->xmlopt, cfg->configDir) < 0)
-        ret = -1;
-
-    return ret;
-}
-
-
-/* Whether the process is there; libvirt may not know of its end yet. */
-static bool
-qemuSnapshotBackgroundHasQEMU(virDomainObj *vm)
-{
-    return virDomainObjIsActive(vm) && virProcessKill(vm->pid, 0) == 0;
-}
-
-
-/* Wait until qemuProcessStop(), in another thread, has done all of its work. */
-static void
-qemuSnapshotBackgroundWaitStopped(virDomainObj *vm)
-{
-    qemuDomainObjPrivate *priv = vm->privateData;
-
-    while (virDomainObjIsActive(vm) &&
-           (priv->beingDestroyed || !qemuSnapshotBackgroundHasQEMU(vm))) {
-        virObjectUnlock(vm);
-        g_usleep(10 * 1000);
-        virObjectLock(vm);
-    }
-
-    if (virDomainObjBeginNestedJob(vm, VIR_ASYNC_JOB_SNAPSHOT) == 0)
-        virDomainObjEndJob(vm);
-}
-
-
-/**
- * qemuSnapshotBackgroundUndo:
- * @driver: qemu driver
- * @vm: domain, in a snapshot job
- *
- * Give the domain the disks back that it had before the snapshot which
- * vm->privateData->snapshotBackground describes; if the domain has ended
- * meanwhile, its definition and its files. Forgets the snapshot in any case.
- *
- * Returns 0 on success, -1 on error.
- */
-static int
-qemuSnapshotBackgroundUndo(virQEMUDriver *driver,
-                           virDomainObj *vm)
-{
-    qemuDomainObjPrivate *priv = vm->privateData;
-    g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
-    virDomainSnapshotDef *snapdef = priv->snapshotBackground;
-    qemuDomainJobPrivate *jobPriv = vm->job->privateData;
-    bool keepFiles = priv->snapshotBackgroundReuse;
-    int ret = 0;
-
-    /* The next daemon cancels the block jobs, and tries again. */
-    jobPriv->snapshotDelete = true;
-
-    if (cfg->snapshotMemoryKeepOverlays) {
-        VIR_INFO("Leaving domain '%s' with the overlays of a failed snapshot",
-                 vm->def->name);
-    } else {
-        qemuSnapshotBackgroundWaitStopped(vm);
-
-        if (virDomainObjIsActive(vm))
-            ret = qemuSnapshotMergeOverlays(vm, snapdef, keepFiles);
-
-        /* QEMU may have ended meanwhile: its monitor tells before the worker
-         * knows. */
-        if (ret < 0 && !qemuSnapshotBackgroundHasQEMU(vm))
-            qemuSnapshotBackgroundWaitStopped(vm);
-
-        if (!virDomainObjIsActive(vm))
-            ret = qemuSnapshotBackgroundMergeFiles(driver, vm, snapdef, keepFiles);
-    }
-
-    g_clear_pointer(&priv->snapshotBackground, virObjectUnref);
-    if (virDomainObjIsActive(vm))
-        qemuDomainSaveStatus(vm);
-
-    return ret;
-}
-
-
-/**
- * qemuSnapshotBackgroundRecover:
- * @driver: qemu driver
- * @vm: domain, without a job
- *
- * Undo a snapshot that was being taken when the daemon ended.
- */
-void
-qemuSnapshotBackgroundRecover(virQEMUDriver *driver,
-                              virDomainObj *vm)
-{
-    qemuDomainObjPrivate *priv = vm->privateData;
-    g_autoptr(qemuMigrationParams) params = NULL;
-    g_autofree char *image = NULL;
-
-    if (!priv->snapshotBackground)
-        return;
-
-    image = g_strdup(priv->snapshotBackground->memorysnapshotfile);
-
-    if (virDomainObjBeginAsyncJob(vm, VIR_ASYNC_JOB_SNAPSHOT,
-                                  VIR_DOMAIN_JOB_OPERATION_SNAPSHOT, 0) < 0) {
-        VIR_WARN("Cannot undo a snapshot of domain '%s'", vm->def->name);
-        return;
-    }
-
-    qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
-
-    if (qemuSnapshotBackgroundUndo(driver, vm) < 0)
-        VIR_WARN("Domain '%s' keeps overlays of a snapshot that was not completed",
-                 vm->def->name);
-
-    if (virDomainObjIsActive(vm) &&
-        (!(params = qemuMigrationParamsNew()) ||
-         qemuMigrationParamsApply(vm, VIR_ASYNC_JOB_SNAPSHOT, params, 0) < 0))
-        VIR_WARN("Domain '%s' keeps migration capabilities", vm->def->name);
-
-    if (qemuSaveImageIsPartial(driver, image) && unlink(image) < 0)
-        VIR_WARN("Cannot remove incomplete image '%s'", image);
-
-    virDomainObjEndAsyncJob(vm);
-}
-
-
 /**
  * qemuSnapshotBackgroundCreate:
  * @driver: qemu driver
@@ -529,18 +311,20 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
                                                  cfg->snapshotMemoryStallLimit) < 0)
         return -1;
 
-    if (!(image = qemuSaveImageFileNew(driver, vm, snapdef->memorysnapshotfile,
-                                       data, 0)))
+    if (qemuSnapshotUndoRemember(vm, snapdef, reuse) < 0)
         return -1;
 
-    if (!(disks = qemuSnapshotDiskPrepareActiveExternal(vm, snap, reuse,
+    if (!(image = qemuSaveImageFileNew(driver, vm, snapdef->memorysnapshotfile,
+                                       data, 0)) ||
+        !(disks = qemuSnapshotDiskPrepareActiveExternal(vm, snap, reuse,
                                                         blockNamedNodeData,
-                                                        VIR_ASYNC_JOB_SNAPSHOT)))
+                                                        VIR_ASYNC_JOB_SNAPSHOT))) {
+        g_clear_pointer(&image, qemuSaveImageFileFree);
+        qemuSnapshotUndoForget(vm);
         return -1;
+    }
 
     paused.disks = disks;
-    priv->snapshotBackground = virObjectRef(snapdef);
-    priv->snapshotBackgroundReuse = reuse;
     priv->pausedReason = VIR_DOMAIN_PAUSED_SNAPSHOT;
     qemuDomainSaveStatus(vm);
     qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
@@ -554,8 +338,7 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
     priv->pausedReason = VIR_DOMAIN_PAUSED_UNKNOWN;
 
     if (ret == 0) {
-        g_clear_pointer(&priv->snapshotBackground, virObjectUnref);
-        qemuDomainSaveStatus(vm);
+        qemuSnapshotUndoForget(vm);
         return 0;
     }
 
@@ -563,7 +346,7 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
     /* First of all the guest goes on. */
     if (!paused.resumed && qemuSnapshotBackgroundResume(driver, vm) < 0)
         VIR_WARN("Cannot resume domain '%s'", vm->def->name);
-    if (qemuSnapshotBackgroundUndo(driver, vm) < 0) {
+    if (qemuSnapshotUndo(driver, vm) < 0) {
         g_autofree char *why = g_strdup(virGetLastErrorMessage());
 
         virReportError(VIR_ERR_OPERATION_FAILED,
@@ -571,6 +354,7 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
                        orig_err ? orig_err->message : "", why);
         g_clear_pointer(&orig_err, virFreeError);
     }
+    qemuSnapshotUndoForget(vm);
     virErrorRestore(&orig_err);
     return -1;
 }

@@ -37,7 +37,3 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
                              virDomainMomentObj *snap,
                              virQEMUDriverConfig *cfg,
                              unsigned int flags);
-
-void
-qemuSnapshotBackgroundRecover(virQEMUDriver *driver,
-                              virDomainObj *vm);

@@ -1,0 +1,205 @@
+"""libvirt's daemon, or QEMU, is killed during a snapshot that libvirt takes.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import List
+from xml.etree import ElementTree
+
+from .. import disk
+from ..domain import NAME, TARGETS, Domain
+from ..domain_steps import (HOLDABLE, Before, arguments, begin_background,
+                            expect, good, processed, start)
+from ..libvirt import VirshError
+from ..scene import Case, Scene
+from ..steps import refused, wait_until
+
+# Seconds after virsh was started: of files that are created, before the
+# snapshot's moment and after it.
+MOMENTS = [0.03 * n for n in range(1, 13)]
+# The same after the daemon was started again: of disks being merged.
+UNDO_MOMENTS = [0.1, 0.2, 0.3, 0.4]
+UNDO_S = 60
+MARKER, MARKER_MB = 'written during the snapshot', 40
+
+
+def start_again(scene: Scene) -> Domain:
+    """A domain, of a daemon that has not started it.
+
+    Of a controller that is none, only who has started the domain has an
+    alias.
+    """
+    domain = start(scene, **HOLDABLE)
+    domain.daemon.restart(**HOLDABLE)
+    return domain
+
+
+def daemon_killed(scene: Scene) -> None:
+    """The next one gives the domain its disks back."""
+    domain = start_again(scene)
+    before = Before(scene, domain)
+    begun = begin_background(scene, domain, 's1')
+    domain.daemon.kill()
+    refused('s1', '', begun.finish, VirshError)
+    domain.daemon.start(**HOLDABLE)
+    before.expect(within=UNDO_S)
+    domain.prove()
+    good(scene, domain, 's1')
+
+
+def daemon_killed_early(scene: Scene) -> None:
+    """Whatever there is of the snapshot at some moment, nothing is left."""
+    domain = start_again(scene)
+    domain.daemon.hold()
+    before = Before(scene, domain)
+    for moment in MOMENTS:
+        begun = domain.daemon.begin(*arguments(scene, 's1'))
+        time.sleep(moment)
+        domain.daemon.kill()
+        refused(f'after {moment:.2f} s', '', begun.finish, VirshError)
+        domain.daemon.start(**HOLDABLE)
+        before.expect(within=UNDO_S)
+        domain.assert_alive()
+    domain.prove()
+    good(scene, domain, 's1')
+
+
+def _sources(status: str) -> List[Path]:
+    """The files that the domain's disks are."""
+    return [Path(source.attrib['file']) for source in ElementTree.fromstring(
+        status).findall('./domain/devices/disk/source')]
+
+
+def daemon_killed_unsaved(scene: Scene) -> None:
+    """QEMU has the overlays, but the daemon's notes are those of before."""
+    domain = start_again(scene)
+    daemon = domain.daemon
+    before = Before(scene, domain)
+    notes = ''
+    daemon.hold()
+    begun = daemon.begin(*arguments(scene, 's1'))
+    while begun.goes_on():
+        status = daemon.status(NAME)
+        if _sources(status) != domain.disks:
+            break
+        if '<backgroundSnapshot' in status:
+            notes = status
+    if not notes:
+        raise AssertionError('there were no notes of the snapshot')
+    wait_until('memory is being saved', lambda: processed(domain) > 0)
+    daemon.kill()
+    refused('s1', '', begun.finish, VirshError)
+    daemon.set_status(NAME, notes)
+    daemon.start(**HOLDABLE)
+    before.expect(within=UNDO_S)
+    domain.prove()
+    good(scene, domain, 's1')
+
+
+def undo_unsaved(scene: Scene) -> None:
+    """QEMU has merged the overlays, but the daemon's notes say otherwise."""
+    domain = start_again(scene)
+    daemon = domain.daemon
+    before = Before(scene, domain)
+    begun = begin_background(scene, domain, 's1')
+    daemon.kill()
+    refused('s1', '', begun.finish, VirshError)
+    notes = daemon.status(NAME)
+    overlays = _sources(notes)
+    daemon.start(**HOLDABLE)
+    before.expect(within=UNDO_S)
+    daemon.kill()
+    daemon.set_status(NAME, notes)
+    for overlay in overlays:
+        disk.new_overlay(scene.place, domain.disks[0], overlay)
+    daemon.give(*overlays)
+    daemon.start(**HOLDABLE)
+    before.expect(within=UNDO_S)
+    domain.prove()
+    good(scene, domain, 's1')
+
+
+def undo_killed(scene: Scene) -> None:
+    """Whoever comes last brings it to its end."""
+    domain = start_again(scene)
+    before = Before(scene, domain)
+    for moment in UNDO_MOMENTS:
+        begun = begin_background(scene, domain, 's1')
+        domain.daemon.kill()
+        refused('s1', '', begun.finish, VirshError)
+        for _ in range(2):
+            domain.daemon.launch(**HOLDABLE)
+            time.sleep(moment)
+            domain.daemon.kill()
+        domain.daemon.start(**HOLDABLE)
+        before.expect(within=UNDO_S)
+        domain.prove()
+    good(scene, domain, 's1')
+
+
+def qemu_killed(with_daemon: bool, scene: Scene) -> None:
+    """The disks hold what the guest wrote to their overlays."""
+    domain = start(scene, **HOLDABLE)
+    before = Before(scene, domain)
+    begun = begin_background(scene, domain, 's1')
+    mark = domain.console.mark()
+    domain.console.run(f'echo "{MARKER}" | dd of=/dev/vdb bs=1M conv=fsync '
+                       f'seek={MARKER_MB} 2>/dev/null; echo written')
+    domain.console.wait('^written', mark, 30)
+    if with_daemon:
+        domain.daemon.kill()
+    [pid] = domain.daemon.pids()
+    os.kill(pid, signal.SIGKILL)
+    refused('s1', '', begun.finish, VirshError)
+    domain.daemon.full_speed()
+    if with_daemon:
+        domain.daemon.start(**HOLDABLE)
+    wait_until('it is shut off', lambda: domain.state() == 'shut off')
+    before.expect(shut_off=True)
+    for path in domain.disks:
+        disk.check(scene.place, path)
+    expect('the disk', disk.contents(domain.disks[1], MARKER_MB, len(MARKER)),
+           MARKER.encode())
+    domain.boot()
+    good(scene, domain, 's1')
+
+
+def qemu_killed_early(scene: Scene) -> None:
+    """Before the disks have overlays, or after; those may be the user's."""
+    domain = start(scene, **HOLDABLE)
+    domain.daemon.hold()
+    for reuse in (False, True):
+        for moment in MOMENTS[1::2]:
+            overlays = [scene.files / f'{target}.s1' for target in TARGETS]
+            if reuse:
+                for base, overlay in zip(domain.disks, overlays):
+                    disk.new_overlay(scene.place, base, overlay)
+                domain.daemon.give(*overlays)
+            before = Before(scene, domain)
+            begun = domain.daemon.begin(*arguments(
+                scene, 's1', *(['--reuse-external'] if reuse else [])))
+            time.sleep(moment)
+            [pid] = domain.daemon.pids()
+            os.kill(pid, signal.SIGKILL)
+            refused('s1', '', begun.finish, VirshError)
+            before.expect(shut_off=True, within=UNDO_S)
+            for path in domain.disks:
+                disk.check(scene.place, path)
+            domain.boot()
+    good(scene, domain, 's2')
+
+
+CASES = [
+    Case(f'libvirt-{name}', run, libvirt=True) for name, run in (
+        ('daemon-killed', daemon_killed),
+        ('daemon-killed-early', daemon_killed_early),
+        ('daemon-killed-unsaved', daemon_killed_unsaved),
+        ('undo-killed', undo_killed), ('undo-unsaved', undo_unsaved),
+        ('qemu-killed', partial(qemu_killed, False)),
+        ('both-killed', partial(qemu_killed, True)),
+        ('qemu-killed-early', qemu_killed_early),
+    )]

@@ -1,0 +1,130 @@
+"""What cases with libvirt do in common: snapshots by virsh, what they expect.
+
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+import re
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Type
+
+from . import env
+from .domain import NAME, TARGETS, Domain
+from .libvirt import Daemon, Virsh
+from .scene import Scene
+from .steps import wait_until
+from .workload import SelfCheck
+
+# What the guest writes while an image is held has room in it.
+HOLDABLE: Dict[str, Any] = {
+    'snapshot_image_format': 'zstd', 'snapshot_memory_buffer_size': 320}
+ABORT_S = 10
+
+
+def start(scene: Scene, emulator: Path = env.QEMU,
+          kind: Type[Daemon] = Daemon, **settings: Any) -> Domain:
+    """A domain of our libvirt's, which is busy."""
+    scene.check = SelfCheck(write_mb=64, static_mb=16, pause_us=500)
+    daemon = kind(scene, env.LIBVIRT, **settings)
+    domain = Domain(scene, daemon, emulator)
+    domain.boot()
+    return domain
+
+
+def arguments(scene: Scene, name: str, *more: str,
+              image: Optional[Path] = None) -> List[str]:
+    """Of a snapshot of all that there is; @more may say else of its disks."""
+    command = ['snapshot-create-as', NAME, name, *more, '--memspec',
+               f'file={image or scene.image(name)},snapshot=external']
+    for target in TARGETS:
+        if not any(word.startswith(f'{target},') for word in more):
+            command += ['--diskspec', f'{target},snapshot=external,'
+                        f'file={scene.files}/{target}.{name}']
+    return command
+
+
+def expect(what: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise AssertionError(f'{what}: {found}, expected {expected}')
+
+
+def processed(domain: Domain) -> int:
+    """Bytes that are saved, by the information about the domain's job."""
+    found = re.search(r'data_processed: (\d+)',
+                      domain.virsh('domjobinfo', '--rawstats'))
+    return int(found.group(1)) if found else 0
+
+
+def begin_held(scene: Scene, domain: Domain, name: str, *more: str) -> Virsh:
+    """A snapshot that makes little progress before daemon.full_speed()."""
+    domain.daemon.hold()
+    begun = domain.daemon.begin(*arguments(scene, name, *more))
+    try:
+        wait_until('memory is being saved', lambda:
+                   processed(domain) > 0 or not begun.goes_on())
+        if not begun.goes_on():
+            raise AssertionError(f'not held: {begun.finish() or "ended"}')
+    except BaseException:
+        domain.daemon.full_speed()
+        raise
+    return begun
+
+
+def begin_background(scene: Scene, domain: Domain, name: str) -> Virsh:
+    """The same, and the guest goes on."""
+    begun = begin_held(scene, domain, name)
+    wait_until('the domain runs', lambda: domain.state() == 'running')
+    scene.check.moves(domain)
+    return begun
+
+
+class Before:
+    """What a snapshot that fails must leave as it is."""
+
+    def __init__(self, scene: Scene, domain: Domain):
+        self._scene = scene
+        self._domain = domain
+        self._state = self._look()
+
+    def _look(self) -> Dict[str, Any]:
+        active = self._domain.state() != 'shut off'
+        return {
+            'definition': self._domain.virsh('dumpxml', '--inactive'),
+            'domain': self._domain.virsh('dumpxml') if active else '',
+            'snapshots': self._domain.virsh('snapshot-list', '--name'),
+            'files': sorted(p.name for p in self._scene.files.iterdir())}
+
+    def expect(self, shut_off: bool = False, within: float = 0) -> None:
+        """As before; but for the domain itself if it was @shut_off.
+
+        It may take the daemon some seconds.
+        """
+        expected = {**self._state, **({'domain': ''} if shut_off else {})}
+        deadline = time.monotonic() + within
+        while True:
+            after = self._look()
+            changed = [what for what in expected
+                       if after[what] != expected[what]]
+            if not changed:
+                return
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        for what in changed:
+            (self._scene.logs / f'{what}.before').write_text(
+                str(expected[what]))
+            (self._scene.logs / f'{what}.after').write_text(str(after[what]))
+        raise AssertionError(f'changed: {", ".join(changed)}: see *.before '
+                             f'and *.after in {self._scene.logs}')
+
+
+def good(scene: Scene, domain: Domain, name: str) -> None:
+    """A snapshot that nothing is in the way of; the domain is reverted."""
+    domain.daemon.full_speed()
+    domain.daemon.virsh(*arguments(scene, name))
+    revert(domain, name)
+
+
+def revert(domain: Domain, name: str) -> None:
+    domain.virsh('snapshot-revert', name)
+    domain.connect()
+    domain.prove()
