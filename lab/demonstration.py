@@ -4,6 +4,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 """
 import re
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -93,6 +94,8 @@ class Speedometer:
 
 def run(demonstrate: Callable[[], None], name: str, files: Path) -> None:
     """Run a demo whose scratch files are in a folder; does not return."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit('terminated'))
     guest.build()
     env.LOGS.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(files, ignore_errors=True)

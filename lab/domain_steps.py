@@ -17,7 +17,9 @@ from .workload import SelfCheck
 # What the guest writes while an image is held has room in it.
 HOLDABLE: Dict[str, Any] = {
     'snapshot_image_format': 'zstd', 'snapshot_memory_buffer_size': 320}
-ABORT_S = 10
+ABORT_S = 60
+# What a snapshot says that was aborted.
+ABORTED = 'canceled by client'
 
 
 def start(scene: Scene, emulator: Path = env.QEMU,
@@ -52,6 +54,20 @@ def processed(domain: Domain) -> int:
     found = re.search(r'data_processed: (\d+)',
                       domain.virsh('domjobinfo', '--rawstats'))
     return int(found.group(1)) if found else 0
+
+
+def begin_early(scene: Scene, domain: Domain, name: str, *more: str) -> Virsh:
+    """A held snapshot of which there are the daemon's notes, maybe no more."""
+    domain.daemon.hold()
+    begun = domain.daemon.begin(*arguments(scene, name, *more))
+    deadline = time.monotonic() + 30
+    while '<backgroundSnapshot' not in domain.daemon.notes(NAME).status:
+        if not begun.goes_on():
+            raise AssertionError(f'not begun: {begun.finish() or "ended"}')
+        if time.monotonic() > deadline:
+            raise AssertionError('not begun within 30 s')
+        time.sleep(0.001)
+    return begun
 
 
 def begin_held(scene: Scene, domain: Domain, name: str, *more: str) -> Virsh:

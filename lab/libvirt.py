@@ -12,9 +12,9 @@ import signal
 import subprocess
 import tempfile
 import time
-from datetime import datetime
 from pathlib import Path
-from typing import Any, List
+from typing import Any, List, NamedTuple
+from xml.etree import ElementTree
 
 from . import env
 from .host import DIE_WITH_US, Skip, needs_root
@@ -48,7 +48,23 @@ PROBE = f'''
 
 
 class VirshError(Exception):
-    """What virsh says, or that it does not come back"""
+    """What virsh says"""
+
+
+class VirshTimeout(Exception):
+    """It does not come back."""
+
+
+class Notes(NamedTuple):
+    """A daemon's files about a domain, by which the next one knows it."""
+    status: str
+    definition: str
+
+    def sources(self) -> List[Path]:
+        """The files that its disks are."""
+        return [Path(source.attrib['file']) for source in
+                ElementTree.fromstring(self.status).findall(
+                    './domain/devices/disk/source')]
 
 
 class Daemon:
@@ -61,7 +77,9 @@ class Daemon:
     uri = 'qemu:///session'
     # Below that folder.
     _conf, _state = '.config/libvirt/qemu.conf', 'run/libvirt/qemu/run'
+    _definitions = '.config/libvirt/qemu'
     _qemu_logs = '.cache/libvirt/qemu/log'
+    _capabilities = '.cache/libvirt/qemu/cache/capabilities'
     _folders = ('run', 'bin', '.config/libvirt', '.cache')
 
     def __init__(self, scene: Scene, build: Path, name: str = 'libvirt',
@@ -77,6 +95,12 @@ class Daemon:
         (self.home / 'bin/zstd').write_text(HELD_ZSTD)
         (self.home / 'bin/zstd').chmod(0o755)
         (self.home / 'bin/qemu-img').symlink_to(scene.place.qemu_img)
+        # To ask a QEMU what it can takes seconds; libvirt checks whether what
+        # it has noted is still true.
+        self._noted = (env.LAB / 'capabilities' / type(self).__name__
+                       / str(build).strip('/').replace('/', '-'))
+        if self._noted.exists():
+            shutil.copytree(self._noted, self.home / self._capabilities)
         self.give(self.home, *self.home.rglob('*'), scene.files)
         if subprocess.run(self.command('test', '-x', build)).returncode:
             raise Skip(f'{USER} cannot get at {build}')
@@ -111,7 +135,7 @@ class Daemon:
         self.launch(**settings)
         deadline = time.monotonic() + START_S
         while True:
-            with contextlib.suppress(VirshError):
+            with contextlib.suppress(VirshError, VirshTimeout):
                 self.virsh('list')
                 return
             if (self._process.poll() is not None
@@ -164,12 +188,15 @@ class Daemon:
                 for file in (self.home / self._state).glob('*.pid')
                 if file.stem != 'driver']
 
-    def status(self, domain: str) -> str:
-        """Its notes of a domain that runs, for the next daemon."""
-        return (self.home / self._state / f'{domain}.xml').read_text()
+    def notes(self, domain: str) -> 'Notes':
+        """Those of a domain that runs."""
+        return Notes(*(
+            (self.home / folder / f'{domain}.xml').read_text()
+            for folder in (self._state, self._definitions)))
 
-    def set_status(self, domain: str, notes: str) -> None:
-        (self.home / self._state / f'{domain}.xml').write_text(notes)
+    def set_notes(self, domain: str, notes: 'Notes') -> None:
+        for folder, text in zip((self._state, self._definitions), notes):
+            (self.home / folder / f'{domain}.xml').write_text(text)
 
     def qemu_log(self, domain: str) -> str:
         """QEMU's last words."""
@@ -177,10 +204,18 @@ class Daemon:
         return ' | '.join(log.read_text().splitlines()[-5:])
 
     def _end(self) -> None:
+        self.full_speed()
         self.kill()
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + START_S
+            while (Path(f'/proc/{pid}').exists()
+                   and time.monotonic() < deadline):
+                time.sleep(0.05)
+        if (self.home / self._capabilities).exists():
+            shutil.copytree(self.home / self._capabilities, self._noted,
+                            dirs_exist_ok=True)
         for log in (self.home / self._qemu_logs).glob('*.log'):
             shutil.copy(log, log_file(self._log.with_suffix(''), log.stem))
 
@@ -188,13 +223,15 @@ class Daemon:
 class SystemDaemon(Daemon):
     """That of the whole machine, root's; its QEMUs are another user's.
 
-    Its /etc and /var, which are below where it was to be installed, are in
-    its mount namespace folders like those of an ordinary user's daemon.
+    /run, and its /etc and /var, which are below where it was to be installed,
+    are in its mount namespace folders like those of an ordinary user's daemon.
     """
     uri = 'qemu:///system'
-    _conf, _state = 'etc/libvirt/qemu.conf', 'var/run/libvirt/qemu'
+    _conf, _state = 'etc/libvirt/qemu.conf', 'run/libvirt/qemu'
+    _definitions = 'etc/libvirt/qemu'
     _qemu_logs = 'var/log/libvirt/qemu'
-    _folders = ('bin', 'etc/libvirt', 'var')
+    _capabilities = 'var/cache/libvirt/qemu/capabilities'
+    _folders = ('bin', 'run', 'etc/libvirt', 'var')
 
     def __init__(self, scene: Scene, build: Path, **settings: Any):
         needs_root('a daemon of the whole machine')
@@ -206,12 +243,22 @@ class SystemDaemon(Daemon):
 
     def give(self, *paths: Path) -> None:
         """libvirt does that itself; QEMU has to get at them."""
-        self.home.chmod(0o755)
+        for folder in (self.home, self.home / 'run', self.home / 'var'):
+            folder.chmod(0o755)
 
     def command(self, *command: Any) -> List[str]:
         script = ' && '.join(
-            [f'mount --bind {self.home}/{folder} {self._root}/{folder}'
-             for folder in ('etc', 'var')] + ['exec "$@"'])
+            [f'mount --bind {self.home}/{folder} {place}' for folder, place in (
+                ('etc', self._root / 'etc'), ('var', self._root / 'var'),
+                ('run', '/run'))] +
+            # Not all of libvirt looks for /run in the same place.
+            [f'ln -sfn /run {self._root}/var/run',
+             # An ordinary user's cannot open it either.
+             f'{{ [ -e {self.home}/kvm ] || mknod -m 600 {self.home}/kvm '
+             'c 1 3; }',
+             f'{{ [ ! -e /dev/kvm ] || mount --bind {self.home}/kvm '
+             '/dev/kvm; }',
+             'exec "$@"'])
         return [*DIE_WITH_US, 'unshare', '--mount', 'sh', '-c', script, 'sh',
                 *self._environment(), *map(str, command)]
 
@@ -231,32 +278,42 @@ class Virsh:
         return self._process.poll() is None
 
     def finish(self, timeout: float = COMMAND_S) -> str:
+        """What it has printed; raises VirshError or VirshTimeout."""
         try:
             output, error = self._process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
-            raise VirshError(f'{self._what}: nothing within {timeout:.0f} s'
-                             ) from None
+            raise VirshTimeout(
+                f'{self._what}: nothing within {timeout:.0f} s') from None
         if self._process.returncode:
             raise VirshError(f'{self._what}: {error.strip()}')
         return output.strip()
 
 
-class Events:
-    """All lifecycle events of the domain @name, until the daemon ends."""
+class _Watch:
+    """The output of a virsh that tells of events until the scene ends."""
 
-    def __init__(self, scene: Scene, daemon: Daemon, name: str):
-        self._name = name
+    def __init__(self, scene: Scene, daemon: Daemon, *command: str):
         self._file = scene.logs / f'events{time.monotonic_ns()}.log'
         with self._file.open('wb') as out:
             process = subprocess.Popen(
                 daemon.command('stdbuf', '-oL', daemon.build / 'tools/virsh',
-                               '-c', daemon.uri, 'event', '--all', '--loop',
-                               '--timestamp'),
-                cwd='/', stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+                               '-c', daemon.uri, *command), cwd='/',
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         scene.callback(process.wait)
         scene.callback(process.kill)
+
+    def _find(self, pattern: str) -> List[str]:
+        return re.findall(pattern, self._file.read_text(), re.M)
+
+
+class Events(_Watch):
+    """All lifecycle events of the domain @name, until the daemon ends."""
+
+    def __init__(self, scene: Scene, daemon: Daemon, name: str):
+        super().__init__(scene, daemon, 'event', '--all', '--loop')
+        self._name = name
         # virsh does not say from when on it gets them.
         definition = scene.logs / 'probe.xml'
         definition.write_text(PROBE)
@@ -268,19 +325,29 @@ class Events:
             daemon.virsh('undefine', 'probe')
 
     def _of(self, name: str) -> List[str]:
-        return re.findall(rf"event 'lifecycle' for domain '{name}': (\w+)",
-                          self._file.read_text())
+        return self._find(rf"event 'lifecycle' for domain '{name}': (\w+)")
 
     def lifecycle(self) -> List[str]:
         """Words like 'Suspended'."""
         return self._of(self._name)
 
-    def stood_still(self) -> float:
-        """Seconds from the last 'Suspended' to the 'Resumed' after it."""
-        times = re.findall(
-            r"^(\S+ \S+): event 'lifecycle' for domain "
-            rf"'{self._name}': Suspended.*\n(\S+ \S+): event 'lifecycle' for "
-            rf"domain '{self._name}': Resumed", self._file.read_text(), re.M)
-        stopped, resumed = (datetime.fromisoformat(re.sub(
-            r'([+-]\d\d)(\d\d)$', r'\1:\2', when)) for when in times[-1])
-        return (resumed - stopped).total_seconds()
+
+class Stops(_Watch):
+    """QEMU's own events of a domain that stops and runs again."""
+
+    def __init__(self, scene: Scene, daemon: Daemon, name: str):
+        super().__init__(scene, daemon, 'qemu-monitor-event', name, '--loop',
+                         '--regex', '--event', '^(STOP|RESUME)$')
+
+    def last(self) -> float:
+        """Seconds that it last stood still, by QEMU's clock."""
+        deadline = time.monotonic() + START_S
+        while True:
+            stops, resumes = (self._find(rf'^event {what} at (\S+) for')
+                              for what in ('STOP', 'RESUME'))
+            if stops and len(stops) == len(resumes):
+                return float(resumes[-1]) - float(stops[-1])
+            if time.monotonic() > deadline:
+                raise RuntimeError(f'{len(stops)} times stopped, '
+                                   f'{len(resumes)} times resumed')
+            time.sleep(0.1)

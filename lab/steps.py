@@ -26,12 +26,12 @@ class Begun(NamedTuple):
 
 
 def wait_until(what: str, condition: Callable[[], Any],
-               timeout: float = 30) -> None:
+               timeout: float = 30, every: float = 0.05) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f'not within {timeout:.0f} s: {what}')
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def begin(scene: Scene, vm: VM, sink: Any = None) -> Begun:

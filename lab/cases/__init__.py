@@ -6,8 +6,9 @@ from typing import Dict, Tuple
 
 from ..scene import Case
 from . import (changing, choice, failing, faults, formats, hotplug, kvm,
-               libvirt, libvirt_killed, libvirt_meanwhile, lifecycle, memory,
-               operating, own_writes, roundtrip, scattered, sensitivity)
+               libvirt, libvirt_killed, libvirt_meanwhile, libvirt_system,
+               lifecycle, memory, operating, own_writes, roundtrip, scattered,
+               sensitivity)
 
 # By name: the host ('': this machine) and the case.  Those for a host are
 # called <host>/<case>.
@@ -15,6 +16,6 @@ ALL: Dict[str, Tuple[str, Case]] = {
     f'{host}/{case.name}' if host else case.name: (host, case)
     for module in (sensitivity, roundtrip, formats, scattered, memory,
                    changing, hotplug, choice, lifecycle, failing, operating,
-                   faults, libvirt, libvirt_killed, libvirt_meanwhile, kvm,
-                   own_writes)
+                   faults, libvirt, libvirt_killed, libvirt_meanwhile,
+                   libvirt_system, kvm, own_writes)
     for case in module.CASES for host in case.hosts or ('',)}

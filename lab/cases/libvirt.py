@@ -9,7 +9,7 @@ from typing import Any, List
 
 from .. import disk, env
 from ..domain import NAME, TARGETS, Domain
-from ..domain_steps import (ABORT_S, HOLDABLE, Before, arguments,
+from ..domain_steps import (ABORT_S, ABORTED, HOLDABLE, Before, arguments,
                             begin_background, begin_held, expect, good,
                             processed, revert, start)
 from ..host import mount_tmpfs, needs_root
@@ -73,8 +73,8 @@ def saved(scene: Scene, domain: Domain, name: str, how: Any, *more: str,
     begun.finish()
     expect(f'{name}: state at the end', domain.state(), then)
     if then == 'running':
-        expect(f'{name}: last events', events.lifecycle()[-2:],
-               ['Suspended', 'Resumed'])
+        wait_until(f'{name}: last events', lambda: events.lifecycle()[-2:] ==
+                   ['Suspended', 'Resumed'])
 
 
 def flags(scene: Scene) -> None:
@@ -150,7 +150,7 @@ def jobs(scene: Scene) -> None:
     before = Before(scene, domain)
     begun = begin_background(scene, domain, 'aborted')
     domain.virsh('domjobabort')
-    refused('aborted', 'cancel|abort', lambda: begun.finish(ABORT_S),
+    refused('aborted', ABORTED, lambda: begun.finish(ABORT_S),
             VirshError)
     domain.assert_alive()
     before.expect()
@@ -182,8 +182,18 @@ def failing(scene: Scene) -> None:
     domain.assert_alive()
     expect('images', list(room.iterdir()), [])
     before.expect()
-    expect('events', events.lifecycle(), ['Suspended', 'Resumed'])
+    # For the snapshot, and when the overlays have been merged.
+    wait_until('its events', lambda: events.lifecycle() == [
+        'Suspended', 'Resumed'] * 2)
     domain.prove()
+
+    metadata = domain.daemon.home / '.config/libvirt/qemu/snapshot' / NAME
+    metadata.mkdir(parents=True, exist_ok=True, mode=0o555)
+    refused('no metadata', 'Permission denied|metadata', lambda:
+            domain.daemon.virsh(*arguments(scene, 's1')), VirshError)
+    domain.assert_alive()
+    before.expect()
+    metadata.rmdir()
     good(scene, domain, 's1')
 
 

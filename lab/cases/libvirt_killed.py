@@ -6,23 +6,21 @@ import os
 import signal
 import time
 from functools import partial
-from pathlib import Path
-from typing import List
-from xml.etree import ElementTree
 
 from .. import disk
 from ..domain import NAME, TARGETS, Domain
 from ..domain_steps import (HOLDABLE, Before, arguments, begin_background,
-                            expect, good, processed, start)
+                            begin_early, expect, good, processed, start)
 from ..libvirt import VirshError
 from ..scene import Case, Scene
 from ..steps import refused, wait_until
 
-# Seconds after virsh was started: of files that are created, before the
-# snapshot's moment and after it.
-MOMENTS = [0.03 * n for n in range(1, 13)]
-# The same after the daemon was started again: of disks being merged.
-UNDO_MOMENTS = [0.1, 0.2, 0.3, 0.4]
+# Seconds after it is noted: while files are created, and later.
+MOMENTS = [0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3]
+# Of those, at least so many come before the disks have their overlays.
+EARLY = 3
+# Seconds after the overlays are seen to be merged.
+UNDO_MOMENTS = [0, 0.01, 0.03, 0.1]
 UNDO_S = 60
 MARKER, MARKER_MB = 'written during the snapshot', 40
 
@@ -54,24 +52,20 @@ def daemon_killed(scene: Scene) -> None:
 def daemon_killed_early(scene: Scene) -> None:
     """Whatever there is of the snapshot at some moment, nothing is left."""
     domain = start_again(scene)
-    domain.daemon.hold()
-    before = Before(scene, domain)
+    before, early = Before(scene, domain), 0
     for moment in MOMENTS:
-        begun = domain.daemon.begin(*arguments(scene, 's1'))
+        begun = begin_early(scene, domain, 's1')
         time.sleep(moment)
         domain.daemon.kill()
         refused(f'after {moment:.2f} s', '', begun.finish, VirshError)
+        early += domain.daemon.notes(NAME).sources() == domain.disks
         domain.daemon.start(**HOLDABLE)
         before.expect(within=UNDO_S)
         domain.assert_alive()
+    if early < EARLY:
+        raise AssertionError(f'only {early} were early')
     domain.prove()
     good(scene, domain, 's1')
-
-
-def _sources(status: str) -> List[Path]:
-    """The files that the domain's disks are."""
-    return [Path(source.attrib['file']) for source in ElementTree.fromstring(
-        status).findall('./domain/devices/disk/source')]
 
 
 def daemon_killed_unsaved(scene: Scene) -> None:
@@ -79,21 +73,21 @@ def daemon_killed_unsaved(scene: Scene) -> None:
     domain = start_again(scene)
     daemon = domain.daemon
     before = Before(scene, domain)
-    notes = ''
+    notes = None
     daemon.hold()
     begun = daemon.begin(*arguments(scene, 's1'))
     while begun.goes_on():
-        status = daemon.status(NAME)
-        if _sources(status) != domain.disks:
+        now = daemon.notes(NAME)
+        if now.sources() != domain.disks:
             break
-        if '<backgroundSnapshot' in status:
-            notes = status
+        if '<backgroundSnapshot' in now.status:
+            notes = now
     if not notes:
         raise AssertionError('there were no notes of the snapshot')
     wait_until('memory is being saved', lambda: processed(domain) > 0)
     daemon.kill()
     refused('s1', '', begun.finish, VirshError)
-    daemon.set_status(NAME, notes)
+    daemon.set_notes(NAME, notes)
     daemon.start(**HOLDABLE)
     before.expect(within=UNDO_S)
     domain.prove()
@@ -108,12 +102,12 @@ def undo_unsaved(scene: Scene) -> None:
     begun = begin_background(scene, domain, 's1')
     daemon.kill()
     refused('s1', '', begun.finish, VirshError)
-    notes = daemon.status(NAME)
-    overlays = _sources(notes)
+    notes = daemon.notes(NAME)
+    overlays = notes.sources()
     daemon.start(**HOLDABLE)
     before.expect(within=UNDO_S)
     daemon.kill()
-    daemon.set_status(NAME, notes)
+    daemon.set_notes(NAME, notes)
     for overlay in overlays:
         disk.new_overlay(scene.place, domain.disks[0], overlay)
     daemon.give(*overlays)
@@ -126,16 +120,19 @@ def undo_unsaved(scene: Scene) -> None:
 def undo_killed(scene: Scene) -> None:
     """Whoever comes last brings it to its end."""
     domain = start_again(scene)
+    daemon = domain.daemon
     before = Before(scene, domain)
     for moment in UNDO_MOMENTS:
         begun = begin_background(scene, domain, 's1')
-        domain.daemon.kill()
+        daemon.kill()
         refused('s1', '', begun.finish, VirshError)
-        for _ in range(2):
-            domain.daemon.launch(**HOLDABLE)
-            time.sleep(moment)
-            domain.daemon.kill()
-        domain.daemon.start(**HOLDABLE)
+        daemon.launch(**HOLDABLE)
+        wait_until('overlays are merged', lambda:
+                   "job='active-commit'" in daemon.notes(NAME).status,
+                   every=0.001)
+        time.sleep(moment)
+        daemon.kill()
+        daemon.start(**HOLDABLE)
         before.expect(within=UNDO_S)
         domain.prove()
     good(scene, domain, 's1')
@@ -159,7 +156,7 @@ def qemu_killed(with_daemon: bool, scene: Scene) -> None:
     if with_daemon:
         domain.daemon.start(**HOLDABLE)
     wait_until('it is shut off', lambda: domain.state() == 'shut off')
-    before.expect(shut_off=True)
+    before.expect(shut_off=True, within=UNDO_S)
     for path in domain.disks:
         disk.check(scene.place, path)
     expect('the disk', disk.contents(domain.disks[1], MARKER_MB, len(MARKER)),
@@ -171,17 +168,16 @@ def qemu_killed(with_daemon: bool, scene: Scene) -> None:
 def qemu_killed_early(scene: Scene) -> None:
     """Before the disks have overlays, or after; those may be the user's."""
     domain = start(scene, **HOLDABLE)
-    domain.daemon.hold()
     for reuse in (False, True):
-        for moment in MOMENTS[1::2]:
+        for moment in MOMENTS[::2]:
             overlays = [scene.files / f'{target}.s1' for target in TARGETS]
             if reuse:
                 for base, overlay in zip(domain.disks, overlays):
                     disk.new_overlay(scene.place, base, overlay)
                 domain.daemon.give(*overlays)
             before = Before(scene, domain)
-            begun = domain.daemon.begin(*arguments(
-                scene, 's1', *(['--reuse-external'] if reuse else [])))
+            begun = begin_early(scene, domain, 's1',
+                                *(['--reuse-external'] if reuse else []))
             time.sleep(moment)
             [pid] = domain.daemon.pids()
             os.kill(pid, signal.SIGKILL)

@@ -8,17 +8,17 @@ import time
 from pathlib import Path
 
 from ..domain import TARGETS
-from ..domain_steps import (ABORT_S, HOLDABLE, Before, arguments,
-                            begin_background, begin_held, expect, good, revert,
-                            start)
+from ..domain_steps import (ABORT_S, ABORTED, HOLDABLE, Before, arguments,
+                            begin_background, begin_early, begin_held, expect,
+                            good, revert, start)
 from ..host import Skip, needs_root
 from ..libvirt import VirshError
 from ..scene import Case, Scene
 from ..steps import refused, wait_until
 from ..vm import BOOT_S
 
-# Seconds after virsh was started: before the snapshot's moment and after it.
-MOMENTS = [0.05 * n for n in range(1, 13)]
+# Seconds after it is noted: before the snapshot's moment and after it.
+MOMENTS = [0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7]
 ROUNDS = 20
 DEVICE_MB = 128
 
@@ -26,15 +26,15 @@ DEVICE_MB = 128
 def aborted(scene: Scene) -> None:
     """At any moment, once there is something to abort."""
     domain = start(scene, **HOLDABLE)
-    domain.daemon.hold()
     before = Before(scene, domain)
     for moment in MOMENTS:
-        begun = domain.daemon.begin(*arguments(scene, 's1'))
+        begun = begin_early(scene, domain, 's1')
         time.sleep(moment)
-        while begun.goes_on():
+        deadline = time.monotonic() + ABORT_S
+        while begun.goes_on() and time.monotonic() < deadline:
             with contextlib.suppress(VirshError):
                 domain.virsh('domjobabort')
-        refused(f'after {moment:.2f} s', 'cancel|abort', begun.finish,
+        refused(f'after {moment:.2f} s', ABORTED, begun.finish,
                 VirshError)
         domain.assert_alive()
         before.expect()
@@ -83,7 +83,7 @@ def redefined(scene: Scene) -> None:
     begun = begin_background(scene, domain, 's1')
     domain.daemon.virsh('define', xml)
     domain.virsh('domjobabort')
-    refused('s1', 'cancel|abort', lambda: begun.finish(ABORT_S), VirshError)
+    refused('s1', ABORTED, lambda: begun.finish(ABORT_S), VirshError)
     for which in ([], ['--inactive']):
         expect('disks', domain.sources(*which), domain.disks)
     expect('title', domain.virsh('desc', '--config', '--title'), 'new')
@@ -114,7 +114,7 @@ def block_devices(scene: Scene) -> None:
     before = Before(scene, domain)
     begun = begin_held(scene, domain, 's1', *specs)
     domain.virsh('domjobabort')
-    refused('s1', 'cancel|abort', lambda: begun.finish(ABORT_S), VirshError)
+    refused('s1', ABORTED, lambda: begun.finish(ABORT_S), VirshError)
     before.expect()
     expect('block devices', [d.is_block_device() for d in devices],
            [True, True])

@@ -44,6 +44,23 @@
 VIR_LOG_INIT("qemu.qemu_snapshot_background");
 
 
+/* With these, QEMU does not tell whether a disk has its overlay, so that an
+ * undo by another daemon would not know. */
+static bool
+qemuSnapshotBackgroundHasFilter(virDomainDef *def)
+{
+    size_t i;
+
+    for (i = 0; i < def->ndisks; i++) {
+        if (def->disks[i]->copy_on_read == VIR_TRISTATE_SWITCH_ON ||
+            def->disks[i]->nthrottlefilters > 0)
+            return true;
+    }
+
+    return false;
+}
+
+
 /**
  * qemuSnapshotBackgroundIsPossible:
  * @vm: domain
@@ -74,7 +91,9 @@ qemuSnapshotBackgroundIsPossible(virDomainObj *vm,
                  VIR_DOMAIN_SNAPSHOT_CREATE_HALT))
         return 0;
 
-    if (virQEMUCapsGet(priv->qemuCaps, QEMU_CAPS_QUERY_SNAPSHOT_WRITE_TRAPS)) {
+    if (qemuSnapshotBackgroundHasFilter(vm->def)) {
+        reason = g_strdup(_("a disk has copy_on_read or throttle filters"));
+    } else if (virQEMUCapsGet(priv->qemuCaps, QEMU_CAPS_QUERY_SNAPSHOT_WRITE_TRAPS)) {
         if (qemuDomainObjEnterMonitorAsync(vm, VIR_ASYNC_JOB_SNAPSHOT) < 0)
             return -1;
         rc = qemuMonitorGetSnapshotWriteTrap(priv->mon, &reason);
@@ -195,6 +214,11 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
     if (rc < 0)
         goto cleanup;
 
+    if (!qemuSnapshotBackgroundIsSaving(vm)) {
+        ret = 0;
+        goto cleanup;
+    }
+
     if (!qemuSnapshotBackgroundIsPaused(vm)) {
         virReportError(VIR_ERR_OPERATION_FAILED, "%s",
                        _("domain was not stopped for the snapshot"));
@@ -231,34 +255,40 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
 
 
 /**
- * qemuSnapshotBackgroundResume:
+ * qemuSnapshotBackgroundAbandon:
  * @driver: qemu driver
- * @vm: domain that the snapshot may have left paused
+ * @vm: domain, in a snapshot job
  *
- * Make sure that the domain runs after a snapshot has failed.
- *
- * Returns 0 on success, -1 on error.
+ * Undo a snapshot that has failed. The error that is set is kept, and tells
+ * also of a failure to undo it. Does nothing if there is none.
  */
-static int
-qemuSnapshotBackgroundResume(virQEMUDriver *driver,
-                             virDomainObj *vm)
+void
+qemuSnapshotBackgroundAbandon(virQEMUDriver *driver,
+                              virDomainObj *vm)
 {
-    virObjectEvent *event;
+    qemuDomainObjPrivate *priv = vm->privateData;
+    virErrorPtr orig_err = NULL;
+    int rc;
 
-    if (!virDomainObjIsActive(vm) || !qemuSnapshotBackgroundIsPaused(vm))
-        return 0;
+    if (!priv->snapshotBackground)
+        return;
 
-    /* QEMU may have done it, but its event be still on its way: that does no
-     * harm. */
-    if (qemuProcessStartCPUs(driver, vm, VIR_DOMAIN_RUNNING_UNPAUSED,
-                             VIR_ASYNC_JOB_SNAPSHOT) == 0)
-        return 0;
+    virErrorPreserveLast(&orig_err);
 
-    event = virDomainEventLifecycleNewFromObj(vm, VIR_DOMAIN_EVENT_SUSPENDED,
-                                              VIR_DOMAIN_EVENT_SUSPENDED_API_ERROR);
-    virObjectEventStateQueue(driver->domainEventState, event);
-    virDomainObjSetState(vm, VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_API_ERROR);
-    return -1;
+    if ((rc = qemuSnapshotUndo(driver, vm)) < 0) {
+        g_autofree char *why = g_strdup(virGetLastErrorMessage());
+
+        virReportError(VIR_ERR_OPERATION_FAILED,
+                       _("%1$s; and the overlays of its disks could not be merged back: %2$s"),
+                       orig_err ? orig_err->message : "", why);
+        g_clear_pointer(&orig_err, virFreeError);
+    }
+
+    /* The next snapshot, or the next daemon, tries again. */
+    if (rc == 0 || !virDomainObjIsActive(vm))
+        qemuSnapshotUndoForget(driver, vm);
+
+    virErrorRestore(&orig_err);
 }
 
 
@@ -277,7 +307,8 @@ qemuSnapshotBackgroundResume(virQEMUDriver *driver,
  * What can be checked is checked before that moment: the image is open and has
  * its header, the overlays are created, QEMU has looked at the memory.
  *
- * Returns 0 on success, -1 on error.
+ * Returns 0 on success, -1 on error. Then call qemuSnapshotBackgroundAbandon();
+ * or qemuSnapshotUndoForget(), once the snapshot's metadata is written.
  */
 int
 qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
@@ -311,7 +342,7 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
                                                  cfg->snapshotMemoryStallLimit) < 0)
         return -1;
 
-    if (qemuSnapshotUndoRemember(vm, snapdef, reuse) < 0)
+    if (qemuSnapshotUndoRemember(driver, vm, snapdef, reuse) < 0)
         return -1;
 
     if (!(image = qemuSaveImageFileNew(driver, vm, snapdef->memorysnapshotfile,
@@ -320,7 +351,7 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
                                                         blockNamedNodeData,
                                                         VIR_ASYNC_JOB_SNAPSHOT))) {
         g_clear_pointer(&image, qemuSaveImageFileFree);
-        qemuSnapshotUndoForget(vm);
+        qemuSnapshotUndoForget(driver, vm);
         return -1;
     }
 
@@ -337,24 +368,13 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
     qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
     priv->pausedReason = VIR_DOMAIN_PAUSED_UNKNOWN;
 
-    if (ret == 0) {
-        qemuSnapshotUndoForget(vm);
+    if (ret == 0)
         return 0;
-    }
 
     virErrorPreserveLast(&orig_err);
     /* First of all the guest goes on. */
-    if (!paused.resumed && qemuSnapshotBackgroundResume(driver, vm) < 0)
+    if (!paused.resumed && qemuSnapshotUndoResume(driver, vm) < 0)
         VIR_WARN("Cannot resume domain '%s'", vm->def->name);
-    if (qemuSnapshotUndo(driver, vm) < 0) {
-        g_autofree char *why = g_strdup(virGetLastErrorMessage());
-
-        virReportError(VIR_ERR_OPERATION_FAILED,
-                       _("%1$s; and the overlays of its disks could not be merged back: %2$s"),
-                       orig_err ? orig_err->message : "", why);
-        g_clear_pointer(&orig_err, virFreeError);
-    }
-    qemuSnapshotUndoForget(vm);
     virErrorRestore(&orig_err);
     return -1;
 }

@@ -37,3 +37,7 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
                              virDomainMomentObj *snap,
                              virQEMUDriverConfig *cfg,
                              unsigned int flags);
+
+void
+qemuSnapshotBackgroundAbandon(virQEMUDriver *driver,
+                              virDomainObj *vm);

@@ -31,115 +31,104 @@
 #include "qemu_domain.h"
 #include "qemu_migration_params.h"
 #include "qemu_monitor.h"
-#include "qemu_saveimage.h"
+#include "qemu_process.h"
 #include "qemu_snapshot.h"
+#include "qemu_snapshot_files.h"
 
 #include "snapshot_conf.h"
+#include "virdomainsnapshotobjlist.h"
 #include "virerror.h"
 #include "virfile.h"
 #include "virlog.h"
 #include "virprocess.h"
+#include "virstring.h"
 
 #define VIR_FROM_THIS VIR_FROM_QEMU
 
 VIR_LOG_INIT("qemu.qemu_snapshot_undo");
 
 
-/* Without QEMU: by qemu-img, and in the definition if there is one. */
-static int
-qemuSnapshotUndoMergeFile(virQEMUDriver *driver,
-                          virDomainObj *vm,
-                          virDomainSnapshotDef *snapdef,
-                          virDomainSnapshotDiskDef *snapdisk,
-                          bool keepFiles)
+/* How long to wait for QEMU's end, or for its jobs', in steps of 10 ms */
+#define QEMU_SNAPSHOT_UNDO_PATIENCE 3000
+
+
+/* What the domain, as it runs or has just run, uses the file for. */
+static qemuSnapshotUndoOverlay
+qemuSnapshotUndoLookAt(virDomainDef *def,
+                       virDomainSnapshotDiskDef *snapdisk)
 {
-    g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
-    virDomainDiskDef *disk = virDomainDiskByTarget(vm->def, snapdisk->name);
-    bool used = disk && virStorageSourceIsSameLocation(disk->src, snapdisk->src);
-    virDomainDiskDef *old = NULL;
-    g_autoptr(virCommand) cmd = NULL;
-    uid_t uid;
-    gid_t gid;
-    struct stat sb;
+    virDomainDiskDef *disk = virDomainDiskByTarget(def, snapdisk->name);
+    size_t i;
 
-    /* What is in a file of the user's is not the guest's yet. */
-    if (keepFiles && !used)
-        return 0;
+    if (!disk)
+        return QEMU_SNAPSHOT_UNDO_OVERLAY_KEEP;
 
-    if (snapdef->parent.inactiveDom)
-        old = virDomainDiskByTarget(snapdef->parent.inactiveDom, snapdisk->name);
-    if (!old)
-        old = virDomainDiskByTarget(snapdef->parent.dom, snapdisk->name);
+    if (virStorageSourceIsSameLocation(disk->src, snapdisk->src))
+        return QEMU_SNAPSHOT_UNDO_OVERLAY_TOP;
 
-    if (!old || !virStorageSourceIsLocalStorage(snapdisk->src)) {
-        virReportError(VIR_ERR_OPERATION_UNSUPPORTED,
-                       _("overlay of disk '%1$s' cannot be merged without QEMU"),
-                       snapdisk->name);
-        return -1;
-    }
+    for (i = 0; i < def->ndisks; i++) {
+        virStorageSource *src;
 
-    if (stat(snapdisk->src->path, &sb) == 0) {
-        /* An empty file is one that QEMU was still to create an image in. */
-        if (!S_ISREG(sb.st_mode) || sb.st_size > 0) {
-            cmd = virCommandNewArgList("qemu-img", "commit", "-q", "-f",
-                                       virStorageFileFormatTypeToString(snapdisk->src->format),
-                                       snapdisk->src->path, NULL);
-            qemuDomainGetImageIds(cfg, vm->def, snapdisk->src, NULL, &uid, &gid);
-            virCommandSetUID(cmd, uid);
-            virCommandSetGID(cmd, gid);
-            if (virCommandRun(cmd, NULL) < 0)
-                return -1;
+        for (src = def->disks[i]->src; src; src = src->backingStore) {
+            if (virStorageSourceIsSameLocation(src, snapdisk->src))
+                return QEMU_SNAPSHOT_UNDO_OVERLAY_KEEP;
         }
-    } else if (errno != ENOENT) {
-        virReportSystemError(errno, _("cannot access overlay '%1$s'"),
-                             snapdisk->src->path);
-        return -1;
     }
 
-    if (used) {
-        virStorageSource *src = virStorageSourceCopy(old->src, true);
-
-        if (!src)
-            return -1;
-        virObjectUnref(disk->src);
-        disk->src = src;
-    }
-
-    if (!keepFiles && snapdisk->src->type == VIR_STORAGE_TYPE_FILE &&
-        unlink(snapdisk->src->path) < 0 && errno != ENOENT) {
-        virReportSystemError(errno, _("cannot remove overlay '%1$s'"),
-                             snapdisk->src->path);
-        return -1;
-    }
-
-    return 0;
+    return QEMU_SNAPSHOT_UNDO_OVERLAY_UNUSED;
 }
 
 
-static int
-qemuSnapshotUndoMergeFiles(virQEMUDriver *driver,
-                           virDomainObj *vm,
-                           virDomainSnapshotDef *snapdef,
-                           bool keepFiles)
+/**
+ * qemuSnapshotUndoIsAhead:
+ * @vm: domain
+ *
+ * Returns true if a snapshot, or the start of the daemon, ends with an undo, or
+ * may do so: then the status of the domain is needed until it is done.
+ */
+bool
+qemuSnapshotUndoIsAhead(virDomainObj *vm)
 {
-    g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
+    qemuDomainObjPrivate *priv = vm->privateData;
+
+    return priv->snapshotBackground &&
+           (vm->job->asyncJob == VIR_ASYNC_JOB_SNAPSHOT ||
+            priv->snapshotBackgroundRecover);
+}
+
+
+/**
+ * qemuSnapshotUndoStopped:
+ * @vm: domain that has ended, but still has its live definition
+ *
+ * Note what an undo has to know of that definition. If there is nobody to do
+ * it, forget it: the domain keeps its overlays.
+ */
+void
+qemuSnapshotUndoStopped(virDomainObj *vm)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+    virDomainSnapshotDef *snapdef = priv->snapshotBackground;
     size_t i;
-    int ret = 0;
 
-    for (i = 0; i < snapdef->ndisks; i++) {
-        virDomainSnapshotDiskDef *snapdisk = snapdef->disks + i;
+    if (!snapdef)
+        return;
 
-        if (snapdisk->snapshot == VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL &&
-            qemuSnapshotUndoMergeFile(driver, vm, snapdef, snapdisk,
-                                      keepFiles) < 0)
-            ret = -1;
+    if (!qemuSnapshotUndoIsAhead(vm)) {
+        VIR_WARN("Domain '%s' keeps overlays of a snapshot that was not completed",
+                 vm->def->name);
+        g_clear_pointer(&priv->snapshotBackground, virObjectUnref);
+        return;
     }
 
-    if (vm->persistent &&
-        virDomainDefSave(vm->def, driver->xmlopt, cfg->configDir) < 0)
-        ret = -1;
+    g_free(priv->snapshotBackgroundOverlays);
+    priv->snapshotBackgroundOverlays = g_new0(qemuSnapshotUndoOverlay,
+                                              snapdef->ndisks);
 
-    return ret;
+    for (i = 0; i < snapdef->ndisks; i++) {
+        priv->snapshotBackgroundOverlays[i] =
+            qemuSnapshotUndoLookAt(vm->def, snapdef->disks + i);
+    }
 }
 
 
@@ -156,12 +145,14 @@ static void
 qemuSnapshotUndoWaitStopped(virDomainObj *vm)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
+    size_t patience = QEMU_SNAPSHOT_UNDO_PATIENCE;
 
-    while (virDomainObjIsActive(vm) &&
+    while (virDomainObjIsActive(vm) && patience > 0 &&
            (priv->beingDestroyed || !qemuSnapshotUndoHasQEMU(vm))) {
         virObjectUnlock(vm);
         g_usleep(10 * 1000);
         virObjectLock(vm);
+        patience--;
     }
 
     if (virDomainObjBeginNestedJob(vm, VIR_ASYNC_JOB_SNAPSHOT) == 0)
@@ -170,73 +161,41 @@ qemuSnapshotUndoWaitStopped(virDomainObj *vm)
 
 
 /**
- * qemuSnapshotUndoRemember:
- * @vm: active domain, in a snapshot job
- * @snapdef: definition of an external snapshot
- * @reuse: whether the overlays' files are the user's
+ * qemuSnapshotUndoResume:
+ * @driver: qemu driver
+ * @vm: domain that a snapshot may have left paused
  *
- * To be called before anything of the snapshot exists: until
- * qemuSnapshotUndoForget() it is undone by the next daemon if this one ends.
+ * Make sure that the domain runs after a snapshot has failed.
  *
  * Returns 0 on success, -1 on error.
  */
 int
-qemuSnapshotUndoRemember(virDomainObj *vm,
-                         virDomainSnapshotDef *snapdef,
-                         bool reuse)
+qemuSnapshotUndoResume(virQEMUDriver *driver,
+                       virDomainObj *vm)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
-    size_t i;
+    bool resume = priv->snapshotBackgroundResume;
+    virObjectEvent *event;
+    int reason;
 
-    if (priv->snapshotBackground) {
-        virReportError(VIR_ERR_OPERATION_INVALID,
-                       _("a snapshot of domain '%1$s' is still to be undone"),
-                       vm->def->name);
-        return -1;
-    }
+    priv->snapshotBackgroundResume = false;
 
-    for (i = 0; i < snapdef->ndisks; i++) {
-        virDomainSnapshotDiskDef *snapdisk = snapdef->disks + i;
-        virDomainDiskDef *disk = virDomainDiskByTarget(vm->def, snapdisk->name);
-        virStorageSource *src;
+    if (!virDomainObjIsActive(vm) ||
+        virDomainObjGetState(vm, &reason) != VIR_DOMAIN_PAUSED ||
+        (!resume && reason != VIR_DOMAIN_PAUSED_SNAPSHOT))
+        return 0;
 
-        if (snapdisk->snapshot != VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL || !disk)
-            continue;
+    /* QEMU may have done it, but its event be still on its way: that does no
+     * harm. */
+    if (qemuProcessStartCPUs(driver, vm, VIR_DOMAIN_RUNNING_UNPAUSED,
+                             VIR_ASYNC_JOB_SNAPSHOT) == 0)
+        return 0;
 
-        /* To undo it would merge the disk itself. */
-        for (src = disk->src; src; src = src->backingStore) {
-            if (virStorageSourceIsSameLocation(src, snapdisk->src)) {
-                virReportError(VIR_ERR_CONFIG_UNSUPPORTED,
-                               _("overlay '%1$s' is in use by disk '%2$s'"),
-                               NULLSTR(src->path), disk->dst);
-                return -1;
-            }
-        }
-    }
-
-    priv->snapshotBackground = virObjectRef(snapdef);
-    priv->snapshotBackgroundReuse = reuse;
-    priv->snapshotBackgroundNodes = priv->nodenameindex;
-    qemuDomainSaveStatus(vm);
-
-    return 0;
-}
-
-
-/**
- * qemuSnapshotUndoForget:
- * @vm: domain, in a snapshot job
- *
- * The snapshot is complete, or nothing is left of it.
- */
-void
-qemuSnapshotUndoForget(virDomainObj *vm)
-{
-    qemuDomainObjPrivate *priv = vm->privateData;
-
-    g_clear_pointer(&priv->snapshotBackground, virObjectUnref);
-    if (virDomainObjIsActive(vm))
-        qemuDomainSaveStatus(vm);
+    event = virDomainEventLifecycleNewFromObj(vm, VIR_DOMAIN_EVENT_SUSPENDED,
+                                              VIR_DOMAIN_EVENT_SUSPENDED_API_ERROR);
+    virObjectEventStateQueue(driver->domainEventState, event);
+    virDomainObjSetState(vm, VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_API_ERROR);
+    return -1;
 }
 
 
@@ -246,8 +205,8 @@ qemuSnapshotUndoForget(virDomainObj *vm)
  * @vm: domain, in a snapshot job
  *
  * Give the domain the disks back that it had before the snapshot which
- * vm->privateData->snapshotBackground describes; if the domain has ended
- * meanwhile, its definition and its files.
+ * qemuSnapshotUndoRemember() was told of; if the domain has ended meanwhile,
+ * its definition and its files. Remove the image.
  *
  * Returns 0 on success, -1 on error.
  */
@@ -259,11 +218,16 @@ qemuSnapshotUndo(virQEMUDriver *driver,
     g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
     virDomainSnapshotDef *snapdef = priv->snapshotBackground;
     qemuDomainJobPrivate *jobPriv = vm->job->privateData;
-    bool keepFiles = priv->snapshotBackgroundReuse;
     int ret = 0;
 
     /* The next daemon cancels the block jobs, and tries again. */
     jobPriv->snapshotDelete = true;
+
+    /* First, as to merge takes room. */
+    if (!priv->snapshotBackgroundKeepImage &&
+        unlink(snapdef->memorysnapshotfile) < 0 && errno != ENOENT)
+        VIR_WARN("Cannot remove incomplete image '%s'",
+                 snapdef->memorysnapshotfile);
 
     if (cfg->snapshotMemoryKeepOverlays) {
         VIR_INFO("Leaving domain '%s' with the overlays of a failed snapshot",
@@ -272,15 +236,16 @@ qemuSnapshotUndo(virQEMUDriver *driver,
         qemuSnapshotUndoWaitStopped(vm);
 
         if (virDomainObjIsActive(vm))
-            ret = qemuSnapshotMergeOverlays(vm, snapdef, keepFiles);
+            ret = qemuSnapshotMergeOverlays(vm, snapdef,
+                                            priv->snapshotBackgroundReuse);
 
         /* QEMU may have ended meanwhile: its monitor tells before the worker
          * knows. */
-        if (ret < 0 && !qemuSnapshotUndoHasQEMU(vm))
+        if (ret < 0 && (priv->beingDestroyed || !qemuSnapshotUndoHasQEMU(vm)))
             qemuSnapshotUndoWaitStopped(vm);
 
         if (!virDomainObjIsActive(vm))
-            ret = qemuSnapshotUndoMergeFiles(driver, vm, snapdef, keepFiles);
+            ret = qemuSnapshotFilesMerge(driver, vm);
     }
 
     return ret;
@@ -334,33 +299,35 @@ qemuSnapshotUndoDeleteNodes(virDomainObj *vm)
 /* Overlays that were created, but that the domain does not use. */
 static int
 qemuSnapshotUndoDiscardUnused(virQEMUDriver *driver,
-                              virDomainObj *vm,
-                              virDomainSnapshotDef *snapdef,
-                              bool keepFiles)
+                              virDomainObj *vm)
 {
+    qemuDomainObjPrivate *priv = vm->privateData;
+    virDomainSnapshotDef *snapdef = priv->snapshotBackground;
     bool used = qemuSnapshotUndoDeleteNodes(vm) != 1;
     size_t i;
     int ret = 0;
 
     for (i = 0; i < snapdef->ndisks; i++) {
         virDomainSnapshotDiskDef *snapdisk = snapdef->disks + i;
-        virDomainDiskDef *disk = virDomainDiskByTarget(vm->def, snapdisk->name);
+        qemuSnapshotUndoOverlay overlay = qemuSnapshotUndoLookAt(vm->def, snapdisk);
         struct stat sb;
 
         if (snapdisk->snapshot != VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL ||
-            (disk && virStorageSourceIsSameLocation(disk->src, snapdisk->src)))
+            overlay == QEMU_SNAPSHOT_UNDO_OVERLAY_TOP)
             continue;
 
-        if (used) {
-            VIR_WARN("QEMU may use overlay '%s' of domain '%s'",
+        if (used || overlay == QEMU_SNAPSHOT_UNDO_OVERLAY_KEEP) {
+            VIR_WARN("Overlay '%s' of domain '%s' may be in use",
                      NULLSTR(snapdisk->src->path), vm->def->name);
-            ret = -1;
             continue;
         }
 
+        if (priv->snapshotBackgroundReuse)
+            continue;
+
         qemuDomainStorageSourceAccessRevoke(driver, vm, snapdisk->src);
 
-        if (!keepFiles && virStorageSourceIsLocalStorage(snapdisk->src) &&
+        if (virStorageSourceIsLocalStorage(snapdisk->src) &&
             stat(snapdisk->src->path, &sb) == 0 && S_ISREG(sb.st_mode) &&
             unlink(snapdisk->src->path) < 0) {
             virReportSystemError(errno, _("cannot remove overlay '%1$s'"),
@@ -373,13 +340,170 @@ qemuSnapshotUndoDiscardUnused(virQEMUDriver *driver,
 }
 
 
+/* Whether nothing was missing when the daemon ended but to forget it. */
+static bool
+qemuSnapshotUndoIsComplete(virDomainObj *vm,
+                           virDomainSnapshotDef *snapdef)
+{
+    virDomainMomentObj *snap = virDomainSnapshotFindByName(vm->snapshots,
+                                                           snapdef->parent.name);
+
+    return snap && snap->def->creationTime == snapdef->parent.creationTime;
+}
+
+
+/* What another daemon has left, or an undo that failed. */
+static int
+qemuSnapshotUndoLeft(virQEMUDriver *driver,
+                     virDomainObj *vm)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+    int rc = 0;
+
+    if (virDomainObjIsActive(vm)) {
+        rc = qemuSnapshotDetectOverlays(vm, priv->snapshotBackground,
+                                        VIR_ASYNC_JOB_SNAPSHOT);
+
+        /* Not before it is noted which files are its disks. */
+        if (qemuSnapshotUndoResume(driver, vm) < 0)
+            VIR_WARN("Cannot resume domain '%s'", vm->def->name);
+    }
+
+    if (qemuSnapshotUndoIsComplete(vm, priv->snapshotBackground))
+        return 0;
+
+    if (rc < 0 || qemuSnapshotUndo(driver, vm) < 0)
+        return -1;
+
+    if (virDomainObjIsActive(vm))
+        return qemuSnapshotUndoDiscardUnused(driver, vm);
+
+    return 0;
+}
+
+
+/**
+ * qemuSnapshotUndoRemember:
+ * @driver: qemu driver
+ * @vm: active domain, in a snapshot job
+ * @snapdef: definition of an external snapshot with memory
+ * @reuse: whether the overlays' files are the user's
+ *
+ * To be called before anything of the snapshot exists: until
+ * qemuSnapshotUndoForget() it is undone by the next daemon if this one ends.
+ *
+ * Returns 0 on success, -1 on error.
+ */
+int
+qemuSnapshotUndoRemember(virQEMUDriver *driver,
+                         virDomainObj *vm,
+                         virDomainSnapshotDef *snapdef,
+                         bool reuse)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+    g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
+    size_t i;
+
+    if (priv->snapshotBackground) {
+        if (qemuSnapshotUndoLeft(driver, vm) < 0)
+            return -1;
+        qemuSnapshotUndoForget(driver, vm);
+    }
+
+    for (i = 0; i < snapdef->ndisks; i++) {
+        virDomainSnapshotDiskDef *snapdisk = snapdef->disks + i;
+
+        /* To undo it would merge the disk itself. */
+        if (snapdisk->snapshot == VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL &&
+            qemuSnapshotUndoLookAt(vm->def, snapdisk) !=
+            QEMU_SNAPSHOT_UNDO_OVERLAY_UNUSED) {
+            virReportError(VIR_ERR_CONFIG_UNSUPPORTED,
+                           _("overlay '%1$s' is in use by domain '%2$s'"),
+                           NULLSTR(snapdisk->src->path), vm->def->name);
+            return -1;
+        }
+    }
+
+    priv->snapshotBackground = virObjectRef(snapdef);
+    priv->snapshotBackgroundReuse = reuse;
+    priv->snapshotBackgroundKeepImage = virFileExists(snapdef->memorysnapshotfile);
+    priv->snapshotBackgroundNodes = priv->nodenameindex;
+
+    if (virDomainObjSave(vm, driver->xmlopt, cfg->stateDir) < 0) {
+        g_clear_pointer(&priv->snapshotBackground, virObjectUnref);
+        return -1;
+    }
+
+    return 0;
+}
+
+
+/* As qemuProcessStop() would have done. A transient domain is gone by now, and
+ * there may be another one of its name. */
+static void
+qemuSnapshotUndoRemoveStatus(virQEMUDriver *driver,
+                             virDomainObj *vm)
+{
+    g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
+    g_autofree char *status = g_strdup_printf("%s/%s.xml", cfg->stateDir,
+                                              vm->def->name);
+
+    if (vm->removing) {
+        g_autofree char *name = g_strdup(vm->def->name);
+        virDomainObj *other;
+
+        virObjectUnlock(vm);
+        if ((other = virDomainObjListFindByName(driver->domains, name))) {
+            virDomainObjEndAPI(&other);
+            virObjectLock(vm);
+            return;
+        }
+        virObjectLock(vm);
+    }
+
+    if (unlink(status) < 0 && errno != ENOENT)
+        VIR_WARN("Cannot remove '%s'", status);
+}
+
+
+/**
+ * qemuSnapshotUndoForget:
+ * @driver: qemu driver
+ * @vm: domain, in a snapshot job
+ *
+ * The snapshot is complete, or nothing is left of it. Does nothing if there
+ * was none.
+ */
+void
+qemuSnapshotUndoForget(virQEMUDriver *driver,
+                       virDomainObj *vm)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+
+    if (!priv->snapshotBackground)
+        return;
+
+    g_clear_pointer(&priv->snapshotBackground, virObjectUnref);
+    g_clear_pointer(&priv->snapshotBackgroundOverlays, g_free);
+
+    priv->snapshotBackgroundRecover = false;
+    priv->snapshotBackgroundResume = false;
+
+    if (virDomainObjIsActive(vm))
+        qemuDomainSaveStatus(vm);
+    else
+        qemuSnapshotUndoRemoveStatus(driver, vm);
+}
+
+
 /* Until QEMU has ended the jobs of an undo in which the daemon ended: they are
  * cancelled by now. */
 static void
 qemuSnapshotUndoWaitBlockJobs(virDomainObj *vm)
 {
-    virDomainSnapshotDef *snapdef = QEMU_DOMAIN_PRIVATE(vm)->snapshotBackground;
-    size_t patience = 3000;
+    g_autoptr(virDomainSnapshotDef) snapdef =
+        virObjectRef(QEMU_DOMAIN_PRIVATE(vm)->snapshotBackground);
+    size_t patience = QEMU_SNAPSHOT_UNDO_PATIENCE;
     size_t i;
 
     for (i = 0; i < snapdef->ndisks; i++) {
@@ -401,6 +525,43 @@ qemuSnapshotUndoWaitBlockJobs(virDomainObj *vm)
 
 
 /**
+ * qemuSnapshotUndoRecoverJob:
+ * @vm: domain that has the notes of a snapshot
+ * @job: what it did when the daemon ended
+ *
+ * To be called before that job is recovered, and the domain is resumed.
+ */
+void
+qemuSnapshotUndoRecoverJob(virDomainObj *vm,
+                           virDomainJobObj *job)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+    qemuDomainJobPrivate *jobPriv = job->privateData;
+    int reason;
+
+    /* A daemon that ended early, too, may have noted that there is none. */
+    if (job->asyncJob == VIR_ASYNC_JOB_NONE)
+        job->asyncJob = VIR_ASYNC_JOB_SNAPSHOT;
+    if (job->asyncJob != VIR_ASYNC_JOB_SNAPSHOT)
+        return;
+
+    if (jobPriv)
+        jobPriv->snapshotDelete = true;
+
+    if (virDomainObjGetState(vm, &reason) == VIR_DOMAIN_PAUSED &&
+        (reason == VIR_DOMAIN_PAUSED_SNAPSHOT ||
+         reason == VIR_DOMAIN_PAUSED_MIGRATION ||
+         reason == VIR_DOMAIN_PAUSED_UNKNOWN))
+        priv->snapshotBackgroundResume = true;
+
+    if (qemuSnapshotDetectOverlays(vm, priv->snapshotBackground,
+                                   VIR_ASYNC_JOB_NONE) < 0)
+        VIR_WARN("Cannot tell what the disks of domain '%s' are",
+                 vm->def->name);
+}
+
+
+/**
  * qemuSnapshotUndoRecover:
  * @driver: qemu driver
  * @vm: domain, without a job
@@ -412,15 +573,12 @@ qemuSnapshotUndoRecover(virQEMUDriver *driver,
                         virDomainObj *vm)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
-    g_autoptr(virDomainSnapshotDef) snapdef = NULL;
     g_autoptr(qemuMigrationParams) params = NULL;
-    bool keepFiles = priv->snapshotBackgroundReuse;
-    bool known;
+    int rc = 0;
 
     if (!priv->snapshotBackground)
         return;
 
-    snapdef = virObjectRef(priv->snapshotBackground);
     /* Their events need a job of their own. */
     qemuSnapshotUndoWaitBlockJobs(vm);
 
@@ -432,25 +590,21 @@ qemuSnapshotUndoRecover(virQEMUDriver *driver,
 
     qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
 
-    known = !virDomainObjIsActive(vm) ||
-        qemuSnapshotDetectOverlays(vm, snapdef, VIR_ASYNC_JOB_SNAPSHOT) == 0;
-
-    if (qemuSnapshotUndo(driver, vm) < 0 || !known ||
-        (virDomainObjIsActive(vm) &&
-         qemuSnapshotUndoDiscardUnused(driver, vm, snapdef, keepFiles) < 0))
+    if (priv->snapshotBackground &&
+        (rc = qemuSnapshotUndoLeft(driver, vm)) < 0)
         VIR_WARN("Domain '%s' keeps overlays of a snapshot that was not completed",
                  vm->def->name);
-    qemuSnapshotUndoForget(vm);
 
     if (virDomainObjIsActive(vm) &&
         (!(params = qemuMigrationParamsNew()) ||
          qemuMigrationParamsApply(vm, VIR_ASYNC_JOB_SNAPSHOT, params, 0) < 0))
         VIR_WARN("Domain '%s' keeps migration capabilities", vm->def->name);
 
-    if (qemuSaveImageIsPartial(driver, snapdef->memorysnapshotfile) &&
-        unlink(snapdef->memorysnapshotfile) < 0)
-        VIR_WARN("Cannot remove incomplete image '%s'",
-                 snapdef->memorysnapshotfile);
+    /* The next snapshot, or the next daemon, tries again. */
+    if (rc == 0 || !virDomainObjIsActive(vm))
+        qemuSnapshotUndoForget(driver, vm);
+
+    priv->snapshotBackgroundRecover = false;
 
     virDomainObjEndAsyncJob(vm);
 }

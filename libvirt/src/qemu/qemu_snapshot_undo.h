@@ -25,16 +25,32 @@
 #include "qemu_conf.h"
 
 int
-qemuSnapshotUndoRemember(virDomainObj *vm,
+qemuSnapshotUndoRemember(virQEMUDriver *driver,
+                         virDomainObj *vm,
                          virDomainSnapshotDef *snapdef,
                          bool reuse);
 
 void
-qemuSnapshotUndoForget(virDomainObj *vm);
+qemuSnapshotUndoForget(virQEMUDriver *driver,
+                       virDomainObj *vm);
 
 int
 qemuSnapshotUndo(virQEMUDriver *driver,
                  virDomainObj *vm);
+
+int
+qemuSnapshotUndoResume(virQEMUDriver *driver,
+                       virDomainObj *vm);
+
+bool
+qemuSnapshotUndoIsAhead(virDomainObj *vm);
+
+void
+qemuSnapshotUndoStopped(virDomainObj *vm);
+
+void
+qemuSnapshotUndoRecoverJob(virDomainObj *vm,
+                           virDomainJobObj *job);
 
 void
 qemuSnapshotUndoRecover(virQEMUDriver *driver,
