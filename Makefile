@@ -62,7 +62,7 @@ bisect: prepare		## build and test every commit of the series
 check: setup		## the tests; the last line sums them up
 	@tools/check
 
-check-full: setup	## more with KVM, and half an hour of snapshots: 50 minutes more
+check-full: setup	## more with KVM, and half an hour of snapshots: 55 minutes more
 	@tools/check --full
 
 check-kvm: setup	## tests with the patched KVM and Debian's, in TCG guests
