@@ -585,6 +585,7 @@ qemuSnapshotUndoRecover(virQEMUDriver *driver,
     if (virDomainObjBeginAsyncJob(vm, VIR_ASYNC_JOB_SNAPSHOT,
                                   VIR_DOMAIN_JOB_OPERATION_SNAPSHOT, 0) < 0) {
         VIR_WARN("Cannot undo a snapshot of domain '%s'", vm->def->name);
+        priv->snapshotBackgroundRecover = false;
         return;
     }
 
