@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from ..domain import TARGETS
+from ..domain import TARGETS, Domain
 from ..domain_steps import (ABORT_S, ABORTED, HOLDABLE, Before, arguments,
                             begin_background, begin_early, begin_held, expect,
                             good, revert, start)
@@ -42,12 +42,17 @@ def aborted(scene: Scene) -> None:
     good(scene, domain, 's1')
 
 
+def power_off(domain: Domain) -> None:
+    """By the guest, once nobody there uses its disks any more."""
+    domain.console.run('killall diskcheck selfcheck; sleep 1; poweroff -f')
+
+
 def powered_off(scene: Scene) -> None:
     """The guest does that to itself."""
     domain = start(scene, **HOLDABLE)
     before = Before(scene, domain)
     begun = begin_background(scene, domain, 's1')
-    domain.console.run('poweroff -f')
+    power_off(domain)
     refused('s1', '', lambda: begun.finish(ABORT_S), VirshError)
     domain.daemon.full_speed()
     wait_until('it is shut off', lambda: domain.state() == 'shut off')
@@ -63,8 +68,7 @@ def rebooted(scene: Scene) -> None:
     domain.virsh('reboot', '--mode', 'acpi')
     begun = begin_background(scene, domain, 's1')
     mark = domain.console.mark()
-    # What it checks notices.
-    domain.console.run('killall diskcheck selfcheck; poweroff -f')
+    power_off(domain)
     domain.console.wait('guest ready', mark, BOOT_S)
     if not begun.goes_on():
         raise AssertionError(f'it has ended: {begun.finish()}')
