@@ -2,22 +2,24 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import os
 import re
+import signal
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Type
 
 from . import env
 from .domain import NAME, TARGETS, Domain
-from .libvirt import Daemon, Virsh
+from .libvirt import Daemon, Virsh, VirshError
 from .scene import Scene
-from .steps import wait_until
+from .steps import refused, wait_until
 from .workload import SelfCheck
 
 # What the guest writes while an image is held has room in it.
 HOLDABLE: Dict[str, Any] = {
     'snapshot_image_format': 'zstd', 'snapshot_memory_buffer_size': 320}
-ABORT_S = 60
+ABORT_S, UNDO_S = 60, 60
 # What a snapshot says that was aborted.
 ABORTED = 'canceled by client'
 
@@ -91,6 +93,19 @@ def begin_background(scene: Scene, domain: Domain, name: str) -> Virsh:
     wait_until('the domain runs', lambda: domain.state() == 'running')
     scene.check.moves(domain)
     return begun
+
+
+def kill_daemon(domain: Domain, begun: Virsh) -> None:
+    """In the middle of a snapshot, of which virsh then tells nothing good."""
+    domain.daemon.kill()
+    refused('a snapshot without its daemon', '', begun.finish, VirshError)
+
+
+def kill_qemu(domain: Domain, begun: Virsh) -> None:
+    """The same; the daemon may have ended before."""
+    [pid] = domain.daemon.pids()
+    os.kill(pid, signal.SIGKILL)
+    refused('a snapshot without its QEMU', '', begun.finish, VirshError)
 
 
 class Before:

@@ -2,18 +2,16 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
-import os
-import signal
 import time
 from functools import partial
 
 from .. import disk
 from ..domain import NAME, TARGETS, Domain
-from ..domain_steps import (HOLDABLE, Before, arguments, begin_background,
-                            begin_early, expect, good, processed, start)
-from ..libvirt import VirshError
+from ..domain_steps import (HOLDABLE, UNDO_S, Before, arguments,
+                            begin_background, begin_early, expect, good,
+                            kill_daemon, kill_qemu, processed, start)
 from ..scene import Case, Scene
-from ..steps import refused, wait_until
+from ..steps import wait_until
 
 # Seconds after it is noted: while files are created, and later.
 MOMENTS = [0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3]
@@ -21,7 +19,6 @@ MOMENTS = [0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3]
 EARLY = 3
 # Seconds after the overlays are seen to be merged.
 UNDO_MOMENTS = [0, 0.01, 0.03, 0.1]
-UNDO_S = 60
 MARKER, MARKER_MB = 'written during the snapshot', 40
 
 
@@ -41,8 +38,7 @@ def daemon_killed(scene: Scene) -> None:
     domain = start_again(scene)
     before = Before(scene, domain)
     begun = begin_background(scene, domain, 's1')
-    domain.daemon.kill()
-    refused('s1', '', begun.finish, VirshError)
+    kill_daemon(domain, begun)
     domain.daemon.start(**HOLDABLE)
     before.expect(within=UNDO_S)
     domain.prove()
@@ -56,8 +52,7 @@ def daemon_killed_early(scene: Scene) -> None:
     for moment in MOMENTS:
         begun = begin_early(scene, domain, 's1')
         time.sleep(moment)
-        domain.daemon.kill()
-        refused(f'after {moment:.2f} s', '', begun.finish, VirshError)
+        kill_daemon(domain, begun)
         early += domain.daemon.notes(NAME).sources() == domain.disks
         domain.daemon.start(**HOLDABLE)
         before.expect(within=UNDO_S)
@@ -85,8 +80,7 @@ def daemon_killed_unsaved(scene: Scene) -> None:
     if not notes:
         raise AssertionError('there were no notes of the snapshot')
     wait_until('memory is being saved', lambda: processed(domain) > 0)
-    daemon.kill()
-    refused('s1', '', begun.finish, VirshError)
+    kill_daemon(domain, begun)
     daemon.set_notes(NAME, notes)
     daemon.start(**HOLDABLE)
     before.expect(within=UNDO_S)
@@ -100,8 +94,7 @@ def undo_unsaved(scene: Scene) -> None:
     daemon = domain.daemon
     before = Before(scene, domain)
     begun = begin_background(scene, domain, 's1')
-    daemon.kill()
-    refused('s1', '', begun.finish, VirshError)
+    kill_daemon(domain, begun)
     notes = daemon.notes(NAME)
     overlays = notes.sources()
     daemon.start(**HOLDABLE)
@@ -124,8 +117,7 @@ def undo_killed(scene: Scene) -> None:
     before = Before(scene, domain)
     for moment in UNDO_MOMENTS:
         begun = begin_background(scene, domain, 's1')
-        daemon.kill()
-        refused('s1', '', begun.finish, VirshError)
+        kill_daemon(domain, begun)
         daemon.launch(**HOLDABLE)
         wait_until('overlays are merged', lambda:
                    "job='active-commit'" in daemon.notes(NAME).status,
@@ -149,9 +141,7 @@ def qemu_killed(with_daemon: bool, scene: Scene) -> None:
     domain.console.wait('^written', mark, 30)
     if with_daemon:
         domain.daemon.kill()
-    [pid] = domain.daemon.pids()
-    os.kill(pid, signal.SIGKILL)
-    refused('s1', '', begun.finish, VirshError)
+    kill_qemu(domain, begun)
     domain.daemon.full_speed()
     if with_daemon:
         domain.daemon.start(**HOLDABLE)
@@ -179,9 +169,7 @@ def qemu_killed_early(scene: Scene) -> None:
             begun = begin_early(scene, domain, 's1',
                                 *(['--reuse-external'] if reuse else []))
             time.sleep(moment)
-            [pid] = domain.daemon.pids()
-            os.kill(pid, signal.SIGKILL)
-            refused('s1', '', begun.finish, VirshError)
+            kill_qemu(domain, begun)
             before.expect(shut_off=True, within=UNDO_S)
             for path in domain.disks:
                 disk.check(scene.place, path)

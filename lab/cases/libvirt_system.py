@@ -3,20 +3,18 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import json
-import os
-import signal
 from pathlib import Path
 
 from .. import disk
-from ..domain_steps import (ABORT_S, ABORTED, HOLDABLE, Before,
-                            begin_background, expect, good)
+from ..domain_steps import (ABORT_S, ABORTED, HOLDABLE, UNDO_S, Before,
+                            begin_background, expect, good, kill_daemon,
+                            kill_qemu)
 from ..domain_steps import start as start_domain
 from ..domain import Domain
 from ..libvirt import SystemDaemon, VirshError
 from ..scene import Case, Scene
 from ..steps import refused, wait_until
 
-UNDO_S = 60
 # libvirt gives it to each QEMU, in a namespace.
 DEVICE = Path('/dev/userfaultfd')
 
@@ -41,7 +39,6 @@ def access(scene: Scene) -> None:
 def undone(scene: Scene) -> None:
     """By QEMU; by the next daemon; and without QEMU."""
     domain = start(scene)
-    daemon = domain.daemon
     before = Before(scene, domain)
     begun = begin_background(scene, domain, 's1')
     domain.virsh('domjobabort')
@@ -49,16 +46,13 @@ def undone(scene: Scene) -> None:
     before.expect()
 
     begun = begin_background(scene, domain, 's1')
-    daemon.kill()
-    refused('s1', '', begun.finish, VirshError)
-    daemon.start(**HOLDABLE)
+    kill_daemon(domain, begun)
+    domain.daemon.start(**HOLDABLE)
     wait_until('its disks', lambda: domain.sources() == domain.disks, UNDO_S)
     domain.prove()
 
     begun = begin_background(scene, domain, 's1')
-    [pid] = daemon.pids()
-    os.kill(pid, signal.SIGKILL)
-    refused('s1', '', begun.finish, VirshError)
+    kill_qemu(domain, begun)
     before.expect(shut_off=True, within=UNDO_S)
     for path in domain.disks:
         disk.check(scene.place, path)
