@@ -278,6 +278,8 @@ static void test_one_deadline(bool urgent, bool calls)
     test_is_urgent = false;
     g_assert_nonnull(strstr(snapshot_ram_failure(t->ram), "waited too long") ?:
                      strstr(snapshot_ram_failure(t->ram), "wait too long"));
+    g_assert_nonnull(strstr(snapshot_ram_failure(t->ram),
+                            "snapshot-stall-limit"));
     g_assert_cmpuint(test_ram_stats(t).fault_pages, <, 500);
     qatomic_set(&trickle.stop, true);
     qemu_thread_join(&trickle.thread);
