@@ -58,11 +58,11 @@ class Console:
         at = since
         with self._more:
             while True:
-                for line in self._lines[at:]:
+                # Also one that came before, which may be said but once.
+                for line in self._lines:
                     if 'BAD' in line:
-                        # The first one tells more than those that follow.
-                        raise GuestError(next(bad for bad in self._lines
-                                              if 'BAD' in bad))
+                        raise GuestError(line)
+                for line in self._lines[at:]:
                     found = re.search(pattern, line)
                     if found:
                         return found

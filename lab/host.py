@@ -66,7 +66,10 @@ def change(stack: contextlib.ExitStack, setting: Path, value: str) -> None:
 
     Of files that list the possible values, [] are around the present one.
     """
-    text = setting.read_text().strip()
+    try:
+        text = setting.read_text().strip()
+    except OSError as problem:
+        raise Skip(f'{setting} cannot be read: {problem}') from problem
     chosen = re.search(r'\[(.*)\]', text)
     old = chosen.group(1) if chosen else text
     if old == value:
@@ -95,8 +98,11 @@ def mount_tmpfs(stack: contextlib.ExitStack, folder: Path,
     """Mount a tmpfs until @stack is left."""
     needs_root('mounting a tmpfs')
     folder.mkdir(exist_ok=True)
-    subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'lab', folder],
-                   check=True)
+    try:
+        subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'lab', folder],
+                       check=True)
+    except subprocess.CalledProcessError as problem:
+        raise Skip('this root cannot mount a tmpfs') from problem
     # Lazy: it must not fail for what still has a file open there.
     stack.callback(subprocess.run, ['umount', '-l', folder])
 

@@ -66,10 +66,13 @@ class Failing:
         return self
 
     def _attached(self) -> bool:
-        status = (Path('/proc') / str(self._vm.process.pid) / 'task').iterdir()
-        return all(re.search(r'^TracerPid:\s+[1-9]',
-                             (task / 'status').read_text(), re.M)
-                   for task in status)
+        tasks = (Path('/proc') / str(self._vm.process.pid) / 'task').iterdir()
+        try:
+            return all(re.search(r'^TracerPid:\s+[1-9]',
+                                 (task / 'status').read_text(), re.M)
+                       for task in tasks)
+        except OSError:
+            return False  # A thread has ended
 
     def __exit__(self, *_: object) -> None:
         self._strace.terminate()

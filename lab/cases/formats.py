@@ -12,6 +12,7 @@ from pathlib import Path
 from .. import snapshot
 from ..format import FORMATS, Format
 from ..hardware import Hardware
+from ..host import needs_direct_io
 from ..scene import Case, Scene, rounds
 from ..sink import FileSink
 from ..snapshot import TRAPS
@@ -40,6 +41,7 @@ def _full_speed(vm: VM) -> None:
 
 
 def _each_format(scene: Scene, trap: str) -> None:
+    needs_direct_io(scene.files)
     vm = scene.boot(Hardware(vcpus=2, disk=scene.new_disk()))
     scene.choose_trap(vm, trap)
     for number in range(rounds()):
@@ -82,6 +84,7 @@ class FdSink(FileSink):
 
 def _places(scene: Scene) -> None:
     """An offset, file descriptors, a file that held something else."""
+    needs_direct_io(scene.files)
     vm = scene.boot()
     image = scene.image()
     mapped, direct = FORMATS['mapped'], FORMATS['direct']
@@ -96,6 +99,7 @@ def _places(scene: Scene) -> None:
 
 
 def _refusals(scene: Scene) -> None:
+    needs_direct_io(scene.files)
     vm = scene.boot()
     refused('multifd alone', 'needs mapped-ram', lambda: snapshot.enable(
         vm, Format(channels=2)))
@@ -118,13 +122,19 @@ def _refusals(scene: Scene) -> None:
     scene.round_trip(vm)
 
 
+def _choose(scene: Scene, name: str) -> None:
+    scene.format = FORMATS[name]
+    if scene.format.direct:
+        needs_direct_io(scene.files)
+
+
 def _disk_full(scene: Scene, name: str) -> None:
     scene.format = FORMATS[name]
     disk_full(scene)
 
 
 def _cancel(scene: Scene, name: str) -> None:
-    scene.format = FORMATS[name]
+    _choose(scene, name)
     vm = scene.boot()
     begun = _begin_slow(scene, vm)
     vm.qmp.cmd('migrate_cancel')
@@ -138,7 +148,7 @@ def _cancel(scene: Scene, name: str) -> None:
 
 def _killed(scene: Scene, name: str) -> None:
     """QEMU ends while it saves: the image does not look whole."""
-    scene.format = FORMATS[name]
+    _choose(scene, name)
     vm = scene.boot()
     begun = _begin_slow(scene, vm)
     os.kill(vm.process.pid, signal.SIGKILL)

@@ -31,23 +31,27 @@ def nothing() -> None:
     """For who does not want to be asked while a job runs."""
 
 
-def _run(vm: VM, job: str, meanwhile: Callable[[], None]) -> None:
+def _run(vm: VM, job: str, meanwhile: Callable[[], None],
+         completing: Callable[[], None]) -> None:
     """Wait until a job has ended; raise its error."""
+    told = False
     try:
         delay = 0.005
-        completing = False
         while True:
             [state] = [j for j in vm.cmd('query-jobs') if j['id'] == job]
-            if state['status'] == 'ready' and not completing:
+            if state['status'] == 'ready' and not told:
+                completing()
                 vm.cmd('job-complete', id=job)
-                completing = True
+                told = True
             elif state['status'] == 'concluded':
                 break
-            meanwhile()
+            if not told:
+                meanwhile()
             time.sleep(delay)
             delay = min(0.2, delay * 1.5)
     except BaseException:
-        _cancel(vm, job)
+        if not told:
+            _cancel(vm, job)
         raise
     vm.cmd('job-dismiss', id=job)
     if 'error' in state:
@@ -63,20 +67,29 @@ def _cancel(vm: VM, job: str) -> None:
         except CommandFailed:
             pass
         for _ in range(600):
-            if [j for j in vm.cmd('query-jobs')
-                    if j['id'] == job and j['status'] == 'concluded']:
+            states = [j['status'] for j in vm.cmd('query-jobs')
+                      if j['id'] == job]
+            if states == ['concluded']:
                 vm.cmd('job-dismiss', id=job)
+            if states in ([], ['concluded']):
                 return
             time.sleep(0.1)
     except SnapshotError:
         pass  # What was wrong in the first place is what to report
 
 
+def _end_left(vm: VM) -> None:
+    """End the commit job of a program that was killed."""
+    for job in vm.cmd('query-jobs'):
+        if job['id'].startswith('snap-commit-'):
+            _cancel(vm, job['id'])
+
+
 def create(vm: VM, options: Json) -> None:
     """Create an image."""
     job = unique('create')
     vm.cmd('blockdev-create', job_id=job, options=options)
-    _run(vm, job, nothing)
+    _run(vm, job, nothing, nothing)
 
 
 def create_overlay(vm: VM, path: str, size: int, base: str,
@@ -148,12 +161,15 @@ def root_of(vm: VM, path: str) -> Optional[str]:
 
 
 def merge(vm: VM, overlay: str, base: str,
+          completing: Callable[[], None],
           meanwhile: Callable[[], None] = nothing) -> None:
     """Write an overlay into its base and take it out of the VM's chain.
 
     If it is the one that the VM writes to, the VM writes to the base
-    afterwards.  The overlay's file is left alone.
+    afterwards: @completing is called just before.  @meanwhile may raise until
+    then.  The overlay's file is left alone.
     """
+    _end_left(vm)
     top, bottom = node_of(vm, overlay), node_of(vm, base)
     root = root_of(vm, overlay)
     if top is None or bottom is None or root is None:
@@ -164,7 +180,7 @@ def merge(vm: VM, overlay: str, base: str,
         'backing_file': os.path.abspath(base)}
     vm.cmd('block-commit', job_id=job, device=root, top_node=top,
            base_node=bottom, auto_dismiss=False, **arguments)
-    _run(vm, job, meanwhile)
+    _run(vm, job, meanwhile, completing)
     for node in vm.cmd('query-named-block-nodes', flat=True):
         # One that came from the command line stays until it is told to go
         if same_file(path_of(vm, node['file']), overlay):

@@ -6,12 +6,14 @@ Arguments, and the end of the program: one result on stdout, one exit code.
 
 import argparse
 import json
+import os
 import sys
+import traceback
 from typing import Any, Callable, Dict, List, Optional
 
 from . import create, delete, disks, restore, show, texts, verify
 from .errors import NotUndone, Refused, SnapshotError
-from .progress import Progress
+from .progress import Progress, say
 
 
 Json = Dict[str, Any]
@@ -209,8 +211,6 @@ def main(words: Optional[List[str]] = None) -> int:
         document.update(result=result)
         if options.name == 'verify' and result['problems']:
             code, document['status'] = 1, 'failed'
-        if not options.json:
-            SHOW[options.name](result)
     except SnapshotError as problem:
         code = problem.exit_code
         document.update(status=problem.status, error=str(problem))
@@ -219,25 +219,37 @@ def main(words: Optional[List[str]] = None) -> int:
         # Where it may leave something behind, class Signals takes it
         code = 130
         document.update(status='interrupted', error='interrupted')
-    except OSError as problem:
+    except Exception as problem:  # pylint: disable=broad-except
         code = 1
-        document.update(status='failed', error=str(problem))
-        print(f'qemu-snapshot: {problem}', file=sys.stderr)
-    if options.json:
-        json.dump(document, sys.stdout, indent=2)
-        print()
+        text = str(problem)
+        if not isinstance(problem, OSError):
+            text = f'{type(problem).__name__}: {text}'
+            if options.verbose:
+                say(traceback.format_exc())
+        document.update(status='failed', error=text)
+        say(f'qemu-snapshot: {text}')
+    try:
+        if options.json:
+            print(json.dumps(document, indent=2), flush=True)
+        elif 'result' in document:
+            SHOW[options.name](document['result'])
+            sys.stdout.flush()
+    except OSError as problem:
+        # It is done, whether there is somebody to hear of it or not
+        say(f'qemu-snapshot: cannot print the result: {problem}')
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
 
 
 def tell(problem: SnapshotError, document: Json) -> None:
     """Say what went wrong, and how things are now."""
-    print(f'qemu-snapshot: {problem}', file=sys.stderr)
+    say(f'qemu-snapshot: {problem}')
     if isinstance(problem, Refused):
-        print('Nothing was changed.', file=sys.stderr)
+        say('Nothing was changed.')
     elif isinstance(problem, NotUndone):
         document['todo'] = problem.todo
-        print('THIS IS LEFT TO DO:', file=sys.stderr)
+        say('THIS IS LEFT TO DO:')
         for line in problem.todo:
-            print(f'  {line}', file=sys.stderr)
+            say(f'  {line}')
     elif document['command'] == 'create':
-        print('All is as it was before.', file=sys.stderr)
+        say('All is as it was before.')

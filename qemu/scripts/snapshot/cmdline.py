@@ -10,7 +10,8 @@ import json
 import os
 import re
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import (Any, Callable, Collection, Dict, List, Optional,
+                    Tuple)
 
 from .blockjobs import same_file
 from .errors import Refused
@@ -29,6 +30,7 @@ DROPPED = {'incoming': True, 'daemonize': False, 'pidfile': True, 'S': False,
 # It would hold file descriptors that only its parent knows
 INHERITED = re.compile(r'(^|[,.:])(fds?|vhostfds?|sock-?fd)=\d|/dev/fdset/')
 
+TRUE = ('on', 'yes', 'true', 'y', '')
 SOCKET = re.compile(r'(?:unix:|(?:^|[,.])path=)((?:[^,]|,,)+)')
 
 
@@ -65,12 +67,13 @@ def flatten(value: Any, prefix: str = '') -> Dict[str, Any]:
 
 
 class Argument:
-    """The value of one -drive or -blockdev, which can be changed."""
+    """The value of one -drive, -blockdev or such, which can be changed."""
 
     def __init__(self, argv: List[str], index: int, implied: str):
         self._argv = argv
         self._index = index
         text = argv[index]
+        self.text = text
         self.is_json = text.startswith('{')
         if self.is_json:
             self._tree: Json = json.loads(text)
@@ -230,8 +233,20 @@ class CommandLine:
                           for path in SOCKET.findall(word)]
         return found
 
-    def check(self) -> None:
-        """Refuse what works for nobody but the one who started the VM."""
+    def check(self, given: Collection[str] = ()) -> None:
+        """Refuse what works for nobody but the one who started the VM.
+
+        @given: arguments that are not from that one
+        """
+        for memory in self._arguments('object', 'qom-type'):
+            path = os.path.join(self._cwd, memory.get('mem-path') or '')
+            if memory.get('qom-type') == 'memory-backend-file' and \
+                    str(memory.get('share')).lower() in TRUE and \
+                    str(memory.get('readonly')).lower() not in TRUE and \
+                    os.path.isfile(path) and memory.text not in given:
+                raise Refused(f'{path} is RAM of the VM that was snapshotted, '
+                              'which would be overwritten: --replace '
+                              f'{memory.text!r} by what has another file')
         for word in self.argv:
             if INHERITED.search(word):
                 raise Refused(f'{word!r} in the command line is a file '

@@ -67,6 +67,7 @@ class Create:
 
     def _check(self) -> None:
         self._check_place()
+        self.vm.claim()
         self._check_state()
         self._check_traps()
         self._check_space()
@@ -162,7 +163,7 @@ class Create:
             if value is not None:
                 parameters[name] = value
         journal = {
-            'pid': self.vm.pid, 'was-running': self.was_running,
+            'vm': self.vm.identity(), 'was-running': self.was_running,
             'mode': options.disks,
             'disks': self.disks if options.disks != 'none' else [],
             'settings': migration.settings(self.vm, capabilities, parameters),
@@ -193,12 +194,21 @@ class Create:
                 todo: List[str]) -> BaseException:
         if todo:
             return NotUndone(str(problem), todo)
+        text = str(problem)
+        if not self.was_running and self._runs():
+            text += ' (the VM, which was paused, had been resumed by then)'
         if isinstance(problem, Interrupted):
-            return problem
+            return Interrupted(text)
         if isinstance(problem, (SnapshotError, OSError)):
             # A command that QEMU refuses, and so on: it is no refusal by now
-            return SnapshotError(str(problem))
+            return SnapshotError(text)
         return problem
+
+    def _runs(self) -> bool:
+        try:
+            return self.vm.status() == 'running'
+        except SnapshotError:
+            return False
 
     def _snapshot(self, journal: Json, manifest: Json,
                   signals: Signals) -> None:
@@ -220,7 +230,13 @@ class Create:
             self._sync_disks()
         self.progress.step(f'migrate to {self.uri}')
         self.progress.restart()
-        self.vm.cmd('migrate', uri=self.uri)
+        try:
+            self.vm.cmd('migrate', uri=self.uri)
+        except CommandFailed:
+            # If there is a migration, it is somebody else's
+            journal['migrating'] = False
+            self.place.note(journal)
+            raise
         if self.pauses:
             migration.wait(self.vm, meanwhile, 'pre-switchover')
             # The VM stands still: nothing slow in between
@@ -293,7 +309,8 @@ class Create:
             'name': self.place.name,
             'created': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
             'vm': {'name': self.vm.cmd('query-name').get('name', ''),
-                   'uuid': self.vm.cmd('query-uuid')['UUID']},
+                   'uuid': self.vm.cmd('query-uuid')['UUID'],
+                   'running': self.was_running},
             'qemu': {'version': '.'.join(str(version['qemu'][part]) for part
                                          in ('major', 'minor', 'micro')),
                      'package': version['package'],

@@ -5,10 +5,11 @@ The VM's disks: which there are, whether they can be snapshotted, and doing
 it, all at one moment.
 """
 
+import json
 import os
 from typing import Any, Dict, List, Optional
 
-from . import blockjobs
+from . import blockjobs, store
 from .errors import Refused
 from .vm import VM
 
@@ -26,6 +27,19 @@ def _label(device: Json, node: str) -> str:
     return node
 
 
+def _is_part(filename: str) -> bool:
+    """Whether an image is only a part of its file, by what QEMU says."""
+    if not filename.startswith('json:'):
+        return False
+    trees = [json.loads(filename[5:])]
+    while trees:
+        tree = trees.pop()
+        if 'offset' in tree or 'size' in tree:
+            return True
+        trees += [value for value in tree.values() if isinstance(value, dict)]
+    return False
+
+
 def writable(vm: VM) -> List[Json]:
     """The disks that the VM can write to, as they stand in a manifest."""
     disks: Dict[str, Json] = {}
@@ -40,6 +54,7 @@ def writable(vm: VM) -> List[Json]:
             'format': inserted['drv'],
             'file': blockjobs.path_of(vm, image['filename']),
             'chain': blockjobs.chain(vm, image),
+            'part': _is_part(image['filename']),
             'virtual-size': image['virtual-size'],
             'encrypted': (image.get('encrypted', False)
                           or inserted.get('encrypted', False)),
@@ -59,6 +74,9 @@ def check(disks: List[Json], mode: str) -> None:
         if not os.path.exists(disk['file']):
             raise Refused(f'{name} is no file or device of this host: '
                           'snapshot it by other means, and use --disks none')
+        if disk['part']:
+            raise Refused(f'{name} is only a part of its file: snapshot it by '
+                          'other means, and use --disks none')
         if mode == 'external' and disk['encrypted']:
             raise Refused(f'{name} is encrypted, its overlay would not be: '
                           'snapshot it by other means, and use --disks none')
@@ -86,7 +104,7 @@ def place_overlays(disks: List[Json], name: str,
         if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
             raise Refused(f'cannot write to {folder}; --overlay-dir names '
                           'another place for the overlays')
-        if folder.startswith('/dev/'):
+        if store.in_dev(folder):
             raise Refused(f'disk {disk["id"]} is the device {disk["file"]}: '
                           '--overlay-dir must tell where its overlay goes')
         disk['overlay'] = path
@@ -104,6 +122,10 @@ def prepare(vm: VM, disk: Json) -> None:
     """Create a disk's overlay while the VM still runs."""
     blockjobs.create_overlay(vm, disk['overlay'], disk['virtual-size'],
                              disk['file'], disk['format'])
+    try:
+        store.like(disk['overlay'], disk['file'])
+    except PermissionError:
+        pass  # It is QEMU's, and QEMU is somebody else
 
 
 def snapshot(vm: VM, disks: List[Json], mode: str, name: str) -> None:

@@ -8,6 +8,7 @@ does: qemu-img, and scripts/analyze-migration.py.
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,41 @@ from .errors import Refused, SnapshotError
 
 ANALYZER = os.path.join(os.path.dirname(os.path.realpath(__file__)),
                         '..', 'analyze-migration.py')
+
+
+def _header(path: str) -> Optional[bytes]:
+    """The first bytes of a qcow2 image; None if it is none."""
+    try:
+        with open(path, 'rb') as file:
+            head = file.read(72)
+    except OSError:
+        return None
+    return head if len(head) == 72 and head[:4] == b'QFI\xfb' else None
+
+
+def base_of(path: str) -> Optional[str]:
+    """The file that backs a qcow2 image, by its header; None if none does."""
+    head = _header(path)
+    if head is None:
+        return None
+    offset, length = struct.unpack_from('>QI', head, 8)
+    if not offset:
+        return None
+    try:
+        with open(path, 'rb') as file:
+            file.seek(offset)
+            name = os.fsdecode(file.read(min(length, 1023)))
+    except OSError:
+        return None
+    return os.path.join(os.path.dirname(path), name)
+
+
+def check_no_internal(path: str) -> None:
+    """Raise if a qcow2 image has internal snapshots: a merge loses them."""
+    head = _header(path)
+    if head is not None and struct.unpack_from('>I', head, 60)[0]:
+        raise SnapshotError(f'{path} has internal snapshots, which would be '
+                            'lost: delete them before')
 
 
 class QemuImg:

@@ -34,6 +34,14 @@ def duration(us: float) -> str:
     return f'{us / 1e3:.1f} ms' if us < 1e6 else f'{us / 1e6:.1f} s'
 
 
+def say(text: str, end: str = '\n') -> None:
+    """Tell the user, if there still is one: the VM is not to feel it."""
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass
+
+
 class Progress:
     """Steps, as lines with --verbose, and a bar on terminals."""
 
@@ -51,7 +59,7 @@ class Progress:
     def warn(self, text: str) -> None:
         """Something that the user should know in any case."""
         self._draw('')
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
     def migration(self, info: Json) -> None:
         """How far the image is, from query-migrate."""
@@ -103,8 +111,7 @@ class Progress:
         if not self._bar or not (line or self._shown):
             return
         padding = ' ' * max(0, self._shown - len(line))
-        print(f'\r{line}{padding}', end='' if line else '\r',
-              file=sys.stderr, flush=True)
+        say(f'\r{line}{padding}', end='' if line else '\r')
         self._shown = len(line)
 
 

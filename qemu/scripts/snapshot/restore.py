@@ -7,6 +7,7 @@ any number of times.
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import socket
@@ -18,7 +19,7 @@ from typing import Any, Dict, List, Optional
 from . import migration, store
 from .cmdline import CommandLine
 from .delete import RESTORED, restored_files
-from .errors import Refused, SnapshotError
+from .errors import Interrupted, Refused, SnapshotError
 from .images import QemuImg
 from .progress import Progress
 from .signals import Signals
@@ -51,6 +52,7 @@ class Restore:
         self.progress = progress
         self.place = store.Snapshot(options.snapshot)
         self.manifest = self.place.read()
+        self.place.check_owner()
         self.signals = Signals()
         image = self.manifest['image']
         self.format = migration.Format(
@@ -76,7 +78,7 @@ class Restore:
         command, cwd = self._command()
         line = CommandLine(command, cwd)
         dropped = line.drop()
-        line.check()
+        line.check({new for _, new in self.options.replace})
         for path in line.sockets():
             if listening(path):
                 raise Refused(f'somebody listens at {path}, from whom the '
@@ -84,7 +86,13 @@ class Restore:
                               'another one')
         if listening(self.options.qmp):
             raise Refused(f'somebody listens at {self.options.qmp}')
-        self._put_disks(line, given)
+        try:
+            with self.place.guard():
+                self._put_disks(line, given)
+                self._record()
+        except BaseException:
+            self._clean()
+            raise
         argv = self._finish(line)
         if self.options.print:
             return {'argv': argv, 'cwd': cwd, 'dropped': dropped,
@@ -146,22 +154,17 @@ class Restore:
             path = self._new_name(disk, number)
             put(path, 'qcow2')
             plan.append((disk, path))
-        # Nothing was changed up to here
         if self.options.print:
             return
-        try:
-            for disk, path in plan:
-                self.progress.step(f'create {path}')
-                self.made.append(path)
-                if mode == 'internal':
-                    self.image_tool.copy_internal(
-                        disk['file'], self.manifest['name'], path)
-                else:
-                    self.image_tool.create(path, disk['file'], disk['format'])
-                self.signals.check()
-        except BaseException:
-            self._clean()
-            raise
+        for disk, path in plan:
+            self.progress.step(f'create {path}')
+            if mode == 'internal':
+                self.image_tool.copy_internal(
+                    disk['file'], self.manifest['name'], path)
+            else:
+                self.image_tool.create(path, disk['file'], disk['format'])
+            store.like(path, disk['file'], owner=True)
+            self.signals.check()
 
     def _check_disk(self, disk: Json) -> None:
         if not os.path.exists(disk['file']):
@@ -174,8 +177,9 @@ class Restore:
                           'after the snapshot')
 
     def _new_name(self, disk: Json, number: int) -> str:
+        """A file of that name is there then, and ours."""
         folder = self.options.overlay_dir or os.path.dirname(disk['file'])
-        if folder.startswith('/dev/'):
+        if store.in_dev(folder):
             raise Refused(f'disk {disk["id"]} is a device: --overlay-dir must '
                           'tell where its overlay goes')
         stem = os.path.splitext(os.path.basename(disk['chain'][-1]))[0]
@@ -186,14 +190,35 @@ class Restore:
             path = os.path.join(
                 os.path.abspath(folder), f'{stem}.{self.manifest["name"]}'
                 f'-restored{count}.qcow2')
-            if not os.path.lexists(path):
+            try:
+                if not self.options.print:
+                    os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+                    self.made.append(path)
+                elif os.path.lexists(path):
+                    raise FileExistsError
                 return path
-            count += 1
+            except FileExistsError:
+                count += 1
+
+    def _record(self) -> None:
+        """Have "delete" know of the overlays, wherever they are."""
+        record = os.path.join(self.place.path, RESTORED)
+        known = restored_files(self.place.path)
+        files = sorted({*known, *(path for path in self.made
+                                  if os.path.exists(path))})
+        if files:
+            store.write_json(record, {'files': files})
+        elif os.path.exists(record):
+            os.unlink(record)
 
     def _clean(self) -> None:
         for path in self.made:
             if os.path.exists(path):
                 os.unlink(path)
+        if self.made:
+            with contextlib.suppress(SnapshotError, OSError), \
+                    self.place.guard():
+                self._record()
 
     # QEMU
 
@@ -235,11 +260,7 @@ class Restore:
         try:
             vm = self._connect(process)
             self._load(vm)
-            status = vm.status()
-            if self.made:
-                record = os.path.join(self.place.path, RESTORED)
-                store.write_json(record, {'files': sorted(
-                    {*restored_files(self.place.path), *self.made})})
+            status = self._wait_started(vm)
         except BaseException as problem:
             process.kill()
             process.wait()
@@ -250,7 +271,9 @@ class Restore:
                 raise
             log.seek(began)
             words = log.read().decode(errors='replace').strip()
-            raise type(problem)(f'{problem}' + (
+            if isinstance(problem, Interrupted):
+                raise
+            raise SnapshotError(f'{problem}' + (
                 f'; QEMU says: {words}' if words else '')) from problem
         finally:
             self.progress.end()
@@ -282,3 +305,17 @@ class Restore:
         # Otherwise QEMU ends without a word that reaches us
         vm.cmd('migrate-incoming', uri=self.uri, exit_on_error=False)
         migration.wait(vm, lambda info: self.signals.check())
+
+    def _wait_started(self, vm: VM) -> str:
+        """The state in which the VM goes on; raise if that is not as asked."""
+        deadline = time.monotonic() + START_S
+        status = vm.status()
+        while status == 'inmigrate' and time.monotonic() < deadline:
+            self.signals.check()
+            time.sleep(0.01)
+            status = vm.status()
+        if not self.options.paused and status != 'running' and \
+                self.manifest['vm'].get('running'):
+            raise SnapshotError(f'the VM does not run, it is {status}: QEMU '
+                                'may have been refused a disk')
+        return status

@@ -28,6 +28,13 @@ LOCK = 'lock'
 FORMAT = 'qemu-background-snapshot'
 VERSION = 1
 CHUNK = 4 << 20
+NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]{0,99}')
+SHAPES: List[Tuple[str, Dict[str, type]]] = [
+    ('', {'name': str, 'created': str, 'vm': dict, 'qemu': dict,
+          'command': dict}),
+    ('image', {'mapped': bool, 'channels': int, 'direct': bool}),
+    ('disks', {'mode': str, 'list': list}),
+]
 
 
 def sync(path: str) -> None:
@@ -90,13 +97,27 @@ def file_state(path: str) -> Json:
     return {'size': found.st_size, 'mtime-ns': found.st_mtime_ns}
 
 
+def in_dev(folder: str) -> bool:
+    """Whether what is put there is gone with the host's next start."""
+    return (os.path.realpath(folder) + '/').startswith('/dev/')
+
+
+def like(path: str, disk: str, owner: bool = False) -> None:
+    """Let nobody read an image who cannot read the disk that it is of."""
+    found = os.stat(disk)
+    plain = stat.S_ISREG(found.st_mode)
+    os.chmod(path, stat.S_IMODE(found.st_mode) & 0o666 if plain else 0o600)
+    if owner and plain and os.geteuid() == 0:
+        os.chown(path, found.st_uid, found.st_gid)
+
+
 class Snapshot:
     """The place of one snapshot, whether it exists or not."""
 
     def __init__(self, path: str):
         self.path = os.path.abspath(path)
         self.directory, self.name = os.path.split(self.path)
-        if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._+-]{0,99}', self.name):
+        if not NAME.fullmatch(self.name):
             raise Refused(f'{self.name!r} is no name for a snapshot: letters, '
                           'digits and ._+- are, up to 100')
         self.partial = os.path.join(self.directory, f'.{self.name}.partial')
@@ -116,7 +137,36 @@ class Snapshot:
         """Its manifest."""
         if not self.exists():
             raise Refused(f'there is no snapshot {self.path}')
-        return parse(os.path.join(self.path, MANIFEST))
+        manifest = parse(os.path.join(self.path, MANIFEST))
+        if manifest['name'] != self.name:
+            raise SnapshotError(
+                f'{self.path} was made as {manifest["name"]!r}: if it was '
+                'renamed, rename it back; if it is a copy, keep it elsewhere')
+        return manifest
+
+    def check_owner(self) -> None:
+        """Refuse if whoever wrote the manifest could run programs as us."""
+        owner = os.stat(os.path.join(self.path, MANIFEST)).st_uid
+        if owner not in (0, os.geteuid()):
+            raise Refused(f'the manifest of {self.path}, which names programs '
+                          f'to run, belongs to user {owner}, not to you')
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Nobody else deletes it meanwhile, or restores from it."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as problem:
+            raise Refused(f'there is no snapshot {self.path}') from problem
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            # It may have been renamed while we waited
+            if not os.path.exists(self.path) or not os.path.samestat(
+                    os.fstat(fd), os.stat(self.path)):
+                raise Refused(f'{self.path} has just been deleted')
+            yield
+        finally:
+            os.close(fd)
 
     def write(self, manifest: Json) -> None:
         """Replace its manifest."""
@@ -134,9 +184,12 @@ class Snapshot:
             raise Refused(f'cannot write to {self.directory}: '
                           f'{problem}') from problem
         try:
-            if owner is not None and os.geteuid() == 0:
-                # QEMU writes into it, whoever it runs as
-                os.chown(self.partial, *owner)
+            if owner is not None and os.geteuid() == 0 and owner[0] != 0:
+                # QEMU may write the image, but none of what we go by
+                os.chmod(self.partial, 0o711)
+                image = os.path.join(self.partial, IMAGE)
+                os.close(os.open(image, os.O_CREAT | os.O_WRONLY, 0o600))
+                os.chown(image, *owner)
             self.lock(self.partial)
             self.note(journal)
         except OSError as problem:
@@ -196,20 +249,44 @@ def parse(path: str) -> Json:
     if manifest.get('version') != VERSION:
         raise SnapshotError(f'{path} has version {manifest.get("version")}, '
                             f'this program knows {VERSION}')
-    for key, kind in (('image', dict), ('disks', dict), ('qemu', dict),
-                      ('name', str)):
-        if not isinstance(manifest.get(key), kind):
-            raise SnapshotError(f'{path} has no {key!r}')
+    for where, shape in SHAPES:
+        check_shape(path, where, manifest, shape)
+    image, disks = manifest['image'], manifest['disks']
+    if 'uri' not in image:
+        check_shape(path, 'image', manifest, {'file': str, 'size': int})
+        if image['file'] != os.path.basename(image['file']):
+            raise SnapshotError(f'{path} names an image elsewhere')
+    if manifest['command']:
+        check_shape(path, 'command', manifest,
+                    {'argv': list, 'cwd': str, 'binary': str})
+    shape = {'id': str, 'file': str, 'format': str, 'chain': list,
+             'virtual-size': int}
+    if disks['mode'] == 'external':
+        shape['overlay'] = str
+    for disk in disks['list']:
+        check_shape(path, 'disk', {'disk': disk}, shape)
     return manifest
+
+
+def check_shape(path: str, where: str, manifest: Json,
+                shape: Dict[str, type]) -> None:
+    """Raise unless there is all that will be used of one part."""
+    part = manifest.get(where) if where else manifest
+    for key, kind in shape.items():
+        if not isinstance(part, dict) or not isinstance(part.get(key), kind) \
+                or kind is list and not part[key] and key != 'list':
+            raise SnapshotError(f'{path} is damaged: no {key!r}'
+                                + (f' in {where!r}' if where else ''))
 
 
 def snapshots(directory: str) -> Iterator[Snapshot]:
     """All whole snapshots of a directory."""
     for name in sorted(os.listdir(directory)):
-        path = os.path.join(directory, name)
-        if not name.startswith('.') and os.path.exists(
-                os.path.join(path, MANIFEST)):
-            yield Snapshot(path)
+        # Others are copies that somebody has made
+        if NAME.fullmatch(name):
+            place = Snapshot(os.path.join(directory, name))
+            if place.exists():
+                yield place
 
 
 def leftovers(directory: str, kind: str) -> List[str]:

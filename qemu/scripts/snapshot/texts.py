@@ -66,7 +66,8 @@ A VM that was paused by somebody else, perhaps to snapshot its disks by other
 means (--disks none), is refused unless --paused says that it may be resumed.
 
 QEMU itself opens image and overlays, so it must be allowed to write there.
-The image has to be on this host, unless --uri says otherwise.
+The image has to be on this host, unless --uri says otherwise.  Overlays may
+be read by whom the disk may be.
 
 examples:
   qemu-snapshot create /backup/vm/monday --qmp /run/vm.qmp
@@ -98,7 +99,8 @@ RESTORE_MORE = '''\
 Disks are found in -drive, -blockdev, -hda and the like; a command line where
 a disk is named elsewhere, or that has file descriptors in it, as libvirt's,
 cannot be used: give a whole one with --command.  If the first VM still runs,
-take care that both do not use the same network addresses.
+take care that both do not use the same network addresses.  RAM in a file
+(memory-backend-file, share=on) needs another file, by --replace.
 
 examples:
   qemu-snapshot restore /backup/vm/monday --qmp /run/r.qmp
@@ -115,7 +117,9 @@ two snapshots.  With --qmp if the VM is running, without if it is off.  The
 disks that later snapshots name are corrected.  VMs that were restored from
 the snapshot have to be gone, with their overlays.
 
-Deleting that was interrupted goes on if it is called again.
+Deleting that was interrupted goes on if it is called again.  One case is
+left to you: if QEMU was told to change over to the disk below, and this
+program and QEMU have both ended before it was seen that it did.
 '''
 
 VERIFY = '''\

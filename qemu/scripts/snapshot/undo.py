@@ -12,9 +12,9 @@ from typing import Any, Callable, Dict, List, Optional
 
 from . import blockjobs, disks, migration, store
 from .errors import SnapshotError
-from .images import QemuImg
+from .images import QemuImg, check_no_internal
 from .progress import Progress
-from .vm import MonitorLost, VM
+from .vm import MonitorLost, VM, started
 
 
 Json = Dict[str, Any]
@@ -32,6 +32,12 @@ def changed_since(disk: Json) -> bool:
                 > os.stat(disk['overlay']).st_mtime_ns)
 
 
+def runs(journal: Json) -> bool:
+    """Whether the VM of a journal is known to run."""
+    vm = journal['vm']
+    return vm['started'] is not None and started(vm['pid']) == vm['started']
+
+
 class Undo:
     """Undoes all that it can, and keeps a list of what it cannot."""
 
@@ -42,25 +48,27 @@ class Undo:
         self.vm = vm
         self.image_tool = image_tool
         self.progress = progress
+        # A VM that was started anew has but the overlays
+        self.same = vm is not None and vm.identity() == journal['vm']
         self.todo: List[str] = []
 
     def run(self) -> List[str]:
         """Do it; returns what is left to do by hand."""
         if self.vm is not None and not self._find_vm():
             return self.todo
-        if self.vm is not None:
+        if self.vm is not None and self.same:
             if self.journal.get('migrating'):
                 self._try('the migration: migrate_cancel', self._cancel)
         # It may be what has filled the file system that the disks are on
         self._try(f'image: remove {self.place.partial}', self._remove_image)
-        if self.vm is not None:
+        if self.vm is not None and self.same:
             # First of all the guest goes on, the rest can wait
             if self.journal.get('was-running'):
                 self._try('the VM is paused: cont', self._resume)
         for disk in self.journal.get('disks', []):
             self._try(f'disk {disk["id"]}: {self._by_hand(disk)}',
                       partial(self._disk, disk))
-        if self.vm is not None and 'settings' in self.journal:
+        if self.vm is not None and self.same:
             self._try('capabilities and parameters of the migration: '
                       'migrate-set-capabilities, migrate-set-parameters',
                       self._settings)
@@ -117,7 +125,10 @@ class Undo:
 
     def _settings(self) -> None:
         assert self.vm is not None
-        migration.apply(self.vm, self.journal['settings'])
+        before = self.journal['settings']
+        if migration.settings(self.vm, before['capabilities'],
+                              before['parameters']) != before:
+            migration.apply(self.vm, before)
 
     def _by_hand(self, disk: Json) -> str:
         if self.journal['mode'] == 'internal':
@@ -148,13 +159,21 @@ class Undo:
             return
         if self.vm is not None:
             if blockjobs.root_of(self.vm, overlay) is not None:
-                blockjobs.merge(self.vm, overlay, disk['file'])
-            elif self.vm.pid != self.journal['pid']:
-                raise SnapshotError('that is another VM: it does not use it')
+                check_no_internal(overlay)
+                blockjobs.merge(self.vm, overlay, disk['file'],
+                                partial(self._completing, disk))
+            elif not self.same and not disk.get('completing'):
+                raise SnapshotError('that VM does not use it')
         elif self.journal.get('snapshotting'):
             # The VM has ended.  What it has written is in the overlay.
-            if changed_since(disk):
-                raise SnapshotError(f'{disk["file"]} was written to since: '
-                                    'one of both is of no use now')
+            if disk.get('completing') or changed_since(disk):
+                raise SnapshotError(f'{disk["file"]} may have been written to '
+                                    'since: one of both is of no use now')
+            check_no_internal(overlay)
             self.image_tool.commit(overlay)
         os.unlink(overlay)
+
+    def _completing(self, disk: Json) -> None:
+        """From now on it may be the VM's disk that is written to."""
+        disk['completing'] = True
+        self.place.note(self.journal)

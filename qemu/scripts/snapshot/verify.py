@@ -11,9 +11,8 @@ from functools import partial
 from typing import Any, Callable, Dict, List
 
 from . import store
-from .delete import base_of
 from .errors import SnapshotError
-from .images import QemuImg, analyze
+from .images import QemuImg, analyze, base_of
 from .progress import Progress
 from .signals import Signals
 
@@ -31,6 +30,8 @@ class Verify:
         self.progress = progress
         self.place = store.Snapshot(options.snapshot)
         self.manifest = self.place.read()
+        if not options.qemu_img:
+            self.place.check_owner()
         self.image_tool = QemuImg(options.qemu_img,
                                   self.manifest['command'].get('binary'))
         self.problems: List[str] = []
@@ -155,7 +156,7 @@ def list_all(options: argparse.Namespace, _progress: Progress) -> Json:
         for place in store.snapshots(directory):
             try:
                 found.append(describe(place, place.read()))
-            except (SnapshotError, KeyError) as problem:
+            except SnapshotError as problem:
                 damaged.append({'name': place.name, 'problem': str(problem)})
         return {'snapshots': found, 'damaged': damaged,
                 'partial': store.leftovers(directory, 'partial'),

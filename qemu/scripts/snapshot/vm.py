@@ -28,6 +28,17 @@ CONNECT_S = 10.0
 logging.getLogger('qemu.qmp').setLevel(logging.CRITICAL + 1)
 
 
+def started(pid: int) -> Optional[str]:
+    """When a process was started, as the host counts; None if it has ended."""
+    try:
+        with open(f'/proc/{pid}/stat', encoding='ascii',
+                  errors='replace') as file:
+            words = file.read().rpartition(')')[2].split()
+    except OSError:
+        return None
+    return None if words[0] in 'ZX' else words[19]
+
+
 class CommandFailed(SnapshotError):
     """QEMU has refused a command."""
 
@@ -46,9 +57,12 @@ class VM:
     def __init__(self, address: str):
         self.address = address
         self.pid: Optional[int] = None
+        self.started: Optional[str] = None
+        self.uuid = ''
         self.cwd = '/'
         self.events: List[Json] = []
         self._client: Optional[QMPClient] = None
+        self._claim: Optional[socket.socket] = None
         self._loop = asyncio.new_event_loop()
         try:
             self._connect()
@@ -77,8 +91,28 @@ class VM:
             mine.setblocking(False)
             self._sync(client.connect(mine), CONNECT_S)
             self._client = client
+        if self.pid is not None:
+            self.started = started(self.pid)
         # Names of files without a directory are from there
         self.cwd = self.process().get('cwd', '/')
+        self.uuid = self.cmd('query-uuid')['UUID']
+
+    def claim(self) -> None:
+        """Refuse if another of us is at work on this VM; else keep it away."""
+        if self.pid is None:
+            return
+        # A name that is free again when this program ends, however that is
+        self._claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._claim.bind(f'\0qemu-snapshot/{self.pid}/{self.started}')
+        except OSError:
+            self._claim.close()
+            raise Refused('another qemu-snapshot is at work on this VM'
+                          ) from None
+
+    def identity(self) -> Json:
+        """What tells this run of this VM from any other."""
+        return {'pid': self.pid, 'started': self.started, 'uuid': self.uuid}
 
     def cmd(self, command: str, **arguments: Any) -> Any:
         """Execute a command.  In names of arguments, _ stands for -."""
@@ -118,6 +152,8 @@ class VM:
         """Hang up, for good."""
         self._hang_up()
         self._loop.close()
+        if self._claim is not None:
+            self._claim.close()
 
     def _hang_up(self) -> None:
         client, self._client = self._client, None
@@ -146,15 +182,8 @@ class VM:
         """Whether QEMU's process is known to have ended."""
         deadline = time.monotonic() + seconds
         while self.pid is not None:
-            try:
-                with open(f'/proc/{self.pid}/stat', encoding='ascii',
-                          errors='replace') as file:
-                    if file.read().rpartition(')')[2].split()[0] in 'ZX':
-                        return True
-            except FileNotFoundError:
+            if started(self.pid) != self.started:
                 return True
-            except OSError:
-                return False
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.05)

@@ -45,7 +45,7 @@ from snapshot.vm import VM  # noqa: E402
 class Guest:
     """A QEMU, whose disks and RAM can be looked at and written to."""
 
-    def __init__(self, folder, *arguments, binary=QEMU):
+    def __init__(self, folder, *arguments, binary=QEMU, user=None):
         self.folder = folder
         self.socket = str(folder / 'vm.qmp')
         (folder / 'test.qmp').unlink(missing_ok=True)
@@ -55,10 +55,11 @@ class Guest:
              '-qtest', f'unix:{folder}/vm.qtest,server=on,wait=off',
              '-qtest-log', 'none',
              '-qmp', f'unix:{self.socket},server=on,wait=off',
+             '-qmp', f'unix:{folder}/other.qmp,server=on,wait=off',
              '-qmp', f'unix:{folder}/test.qmp,server=on,wait=off'],
             cwd=folder, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL)
-        for tries_left in range(200, -1, -1):
+            stdout=subprocess.DEVNULL, user=user)
+        for tries_left in range(2400, -1, -1):
             try:
                 self.vm = VM(str(folder / 'test.qmp'))
                 break
@@ -165,11 +166,15 @@ class Case(unittest.TestCase):
                               check=True, stdout=subprocess.PIPE,
                               text=True).stdout
 
-    def start(self, *words):
+    def start(self, *words, at='', **streams):
+        """@at: where it is to be stopped, as stop.py has it."""
+        program = ([str(HERE / 'stop.py'), at] if at
+                   else [str(SCRIPTS / 'qemu-snapshot')])
         return subprocess.Popen(
-            [sys.executable, str(SCRIPTS / 'qemu-snapshot'), words[0],
-             '--json', '--qemu-img', QEMU_IMG, *words[1:]],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            [sys.executable, *program, words[0],
+             '--json', '--qemu-img', QEMU_IMG, *words[1:]], text=True,
+            **{'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE,
+               **streams})
 
     def end(self, process, code=0):
         out, err = process.communicate(timeout=120)
@@ -189,15 +194,24 @@ class Case(unittest.TestCase):
             more = (*more, '--qmp', self.guest.socket)
         return self.tool('delete', str(self.snaps / name), *more, code=code)
 
-    def restore(self, name, *more):
-        """A restored VM; takes the qtest socket out of the command line."""
+    def start_restore(self, name, *more):
+        """Take the qtest socket out of the command line."""
         self.restored += 1
         path = str(self.folder / f'restored{self.restored}.qmp')
-        done = self.tool(
+        return self.start(
             'restore', str(self.snaps / name), '--qmp', path, '--binary',
             STOCK, '--replace',
             f'unix:{self.folder}/vm.qtest,server=on,wait=off', 'null', *more)
-        vm = VM(path)
+
+    def restore(self, name, *more):
+        """A restored VM."""
+        return self.end_restore(self.start_restore(name, *more))
+
+    def end_restore(self, process):
+        """The VM that is being restored."""
+        done = self.end(process)
+        vm = VM(done['result']['qmp'])
+        vm.disks = done['result']['disks']
 
         def close():
             vm.close()
@@ -205,7 +219,7 @@ class Case(unittest.TestCase):
                 os.kill(done['result']['pid'], signal.SIGKILL)
             except ProcessLookupError:
                 pass
-            for file in done['result']['disks']:
+            for file in vm.disks:
                 Path(file).unlink(missing_ok=True)
         vm.shut = close
         self.addCleanup(close)

@@ -4,6 +4,8 @@
 Several snapshots of one VM, deleted in any order.
 """
 
+import shutil
+
 from case import BLOCK, Case, ram, disk, read, write
 
 
@@ -126,3 +128,37 @@ class Chain(Case):
         self.tool('create', str(other / 's2'), '--qmp', self.guest.socket)
         said = self.delete('s1', code=2)
         self.assertIn('one.s2.qcow2', said['error'])
+
+    def test_internal_in_overlay(self):
+        """To merge the overlay would lose what is in it."""
+        self.boot(*self.arguments[:4])
+        self.create('s1')
+        self.create('s2', '--disks', 'internal')
+        self.assertIn('internal', self.delete('s1', code=2)['error'])
+        self.delete('s2')
+        self.delete('s1')
+        self.assertEqual(self.files(), ['one.qcow2', 'two.raw'])
+
+    def test_internal_below(self):
+        """To delete it is to write to the disk of the next snapshot."""
+        self.boot(*self.arguments[:4])
+        self.guest.disk('one', write(1))
+        self.create('s1', '--disks', 'internal')
+        self.create('s2')
+        self.assertIn('does not write to', self.delete('s1', code=2)['error'])
+        self.guest.close()
+        self.delete('s1', online=False)
+        vm = self.restore('s2')
+        disk(vm, 'one', read(1))
+        vm.shut()
+        self.delete('s2', online=False)
+        self.assertEqual(self.files(), ['one.qcow2', 'two.raw'])
+
+    def test_copied(self):
+        """A copy is no snapshot, and in nobody's way."""
+        self.boot()
+        self.create('s')
+        shutil.copytree(self.snaps / 's', self.snaps / 's copy')
+        self.assertEqual(len(self.tool('list', str(self.snaps))
+                             ['result']['snapshots']), 1)
+        self.delete('s')

@@ -5,10 +5,12 @@ Arguments of QEMU, without QEMU.
 """
 
 import json
+import tempfile
 import unittest
 
 import case  # noqa: F401  (makes the package importable)
 from snapshot import cmdline
+from snapshot.errors import Refused
 
 
 class CommandLines(unittest.TestCase):
@@ -66,3 +68,21 @@ class CommandLines(unittest.TestCase):
         for word in ('tap,fd=3', 'tap,vhostfds=4:5', '/dev/fdset/1'):
             with self.assertRaises(cmdline.Refused):
                 cmdline.CommandLine(['qemu', '-netdev', word], '/').check()
+
+    def test_shared_memory(self):
+        """Two VMs must not have the same RAM."""
+        def check(text, *given):
+            cmdline.CommandLine(['qemu', '-object', text], '/').check(given)
+
+        with tempfile.NamedTemporaryFile() as file:
+            text = f'memory-backend-file,id=m,mem-path={file.name},size=1M'
+            check(text)
+            check(f'{text},share=off')
+            check(f'{text},share=on,readonly=on')
+            check(f'{text},share=on', f'{text},share=on')
+            for shared in (f'{text},share=on', json.dumps({
+                    'qom-type': 'memory-backend-file', 'id': 'm',
+                    'mem-path': file.name, 'size': 1 << 20, 'share': True})):
+                with self.assertRaises(Refused):
+                    check(shared)
+        check(f'{text},share=on')

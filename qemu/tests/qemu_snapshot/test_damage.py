@@ -4,6 +4,7 @@
 What verify finds.
 """
 
+import json
 import os
 
 from case import Case
@@ -59,5 +60,35 @@ class Damage(Case):
     def test_manifest(self):
         self.boot()
         self.create('s')
-        (self.snaps / 's' / 'manifest.json').write_text('{}')
+        path = self.snaps / 's' / 'manifest.json'
+        whole = json.loads(path.read_text())
+        whole.pop('result')  # for people
+        for key in [None, *whole]:
+            path.write_text(json.dumps({
+                name: value for name, value in whole.items()
+                if key and name != key}))
+            for command in 'verify', 'delete':
+                self.tool(command, str(self.snaps / 's'),
+                          code=1 if command == 'verify' else 2)
+        whole['image']['file'] = '../s/ram'
+        path.write_text(json.dumps(whole))
         self.tool('verify', str(self.snaps / 's'), code=1)
+
+    def test_no_image(self):
+        self.boot()
+        self.create('s')
+        (self.snaps / 's' / 'ram').unlink()
+        before = self.files()
+        said = self.end(self.start_restore('s'), 1)
+        self.assertIn('No such file', said['error'])
+        self.assertEqual(before, self.files())
+
+    def test_somebody_elses(self):
+        """Their manifest would have us run what they like."""
+        if os.geteuid() != 0:
+            self.skipTest('only root can give files away')
+        self.boot()
+        self.create('s')
+        os.chown(self.snaps / 's' / 'manifest.json', 65534, 65534)
+        self.assertIn('belongs to', self.end(self.start_restore('s'), 2)
+                      ['error'])

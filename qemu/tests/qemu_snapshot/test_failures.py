@@ -78,15 +78,17 @@ class Failures(Case):
         self.guest.vm.cmd('migrate-set-parameters', max_bandwidth=4 << 20)
         self.unchanged(lambda: self.create('s', '--timeout', '1', code=1))
 
-    def slow(self):
+    def slow(self, *more):
         """A snapshot that is being written."""
         process = self.start('create', str(self.snaps / 's'), '--qmp',
-                             self.guest.socket, '--max-bandwidth', '4M')
-        for _ in range(200):
+                             self.guest.socket, '--max-bandwidth', '4M', *more)
+        for _ in range(2400):
             info = self.guest.vm.cmd('query-migrate')
             if info.get('status') == 'active' and \
                     info.get('ram', {}).get('transferred', 0) > 1 << 20:
                 return process
+            if process.poll() is not None:
+                break
             time.sleep(0.05)
         raise AssertionError(info)
 
@@ -138,6 +140,84 @@ class Failures(Case):
         self.delete('s', '--partial', online=False)
         self.assertEqual(self.files(), ['one.qcow2', 'two.raw'])
         self.assertEqual((self.folder / 'two.raw').read_bytes()[0], 7)
+
+    def test_wrong_vm(self):
+        """Another VM is left alone, and the right one is not forgotten."""
+        self.killed()
+        folder = self.folder / 'other'
+        folder.mkdir()
+        other = Guest(folder)
+        self.addCleanup(other.close)
+        other.vm.cmd('stop')
+        self.tool('delete', str(self.snaps / 's'), '--partial', '--qmp',
+                  other.socket, code=2)
+        self.assertEqual(other.vm.status(), 'paused')
+        self.delete('s', '--partial')
+        self.assertEqual(self.files(), ['one.qcow2', 'two.raw'])
+
+    def test_no_disks_killed(self):
+        self.boot()
+        process = self.slow('--disks', 'none')
+        process.kill()
+        process.communicate()
+        self.delete('s', '--partial', online=False, code=2)
+        self.delete('s', '--partial')
+        self.assertEqual(self.settings()[0]['background-snapshot'], False)
+
+    def test_nobody_listens(self):
+        """The terminal has gone away."""
+        self.boot()
+        for stream, more, code in (
+                ('stderr', ('--uri', 'exec:exit 1'), 1), ('stdout', (), 0)):
+            def gone(stream=stream, more=more, code=code):
+                ends = os.pipe()
+                os.close(ends[0])
+                process = self.start('create', str(self.snaps / 's'), '-v',
+                                     '--qmp', self.guest.socket, *more,
+                                     **{stream: ends[1]})
+                os.close(ends[1])
+                process.communicate(timeout=60)
+                self.assertEqual(process.returncode, code)
+            if code:
+                self.unchanged(gone)
+            else:
+                gone()
+        self.assertEqual(self.tool('verify', str(self.snaps / 's'))
+                         ['result']['problems'], [])
+
+    def test_one_at_a_time(self):
+        self.boot()
+        process = self.slow()
+        self.tool('create', str(self.snaps / 't'), '--qmp',
+                  str(self.folder / 'other.qmp'), code=2)
+        process.send_signal(signal.SIGTERM)
+        self.end(process, 130)
+
+    def test_another_migration(self):
+        """It began after it was seen that there is none."""
+        self.boot()
+        process = self.start(
+            'create', str(self.snaps / 's'), '--qmp', self.guest.socket,
+            at='Create._snapshot 1 before stop')
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        self.guest.vm.cmd('migrate', uri=f'exec:cat >{self.folder}/theirs')
+        process.send_signal(signal.SIGCONT)
+        # That migration's capabilities cannot be changed back yet
+        self.end(process, 3)
+        self.assertEqual(self.guest.vm.cmd('query-migrate')['status'],
+                         'pre-switchover')
+        self.guest.vm.cmd('migrate-continue', state='pre-switchover')
+        while self.guest.vm.cmd('query-migrate')['status'] != 'completed':
+            time.sleep(0.05)
+        self.delete('s', '--partial')
+        self.assertEqual(self.settings()[0]['background-snapshot'], False)
+
+    def test_part_of_file(self):
+        """A merge would take the file's beginning for the disk's."""
+        self.boot('-blockdev', 'raw,node-name=d2,offset=1048576,size=33554432,'
+                  'file.driver=file,file.filename=two.raw',
+                  '-device', 'virtio-blk-pci,drive=d2,id=two')
+        self.assertIn('part of its file', self.create('s', code=2)['error'])
 
     def test_internal_undone(self):
         self.boot(*self.arguments[:4])

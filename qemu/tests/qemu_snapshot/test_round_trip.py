@@ -4,9 +4,12 @@
 Snapshots that succeed, in each mode, and what is restored from them.
 """
 
+import os
 import shutil
+import subprocess
 
-from case import Case, FILLED, FILLED_AT, disk, ram, read, write
+from case import (Case, FILLED, FILLED_AT, Guest, QEMU, disk, ram, read,
+                  write)
 
 
 class RoundTrip(Case):
@@ -107,6 +110,59 @@ class RoundTrip(Case):
         self.delete('s', online=False)
         self.assertEqual(self.image('snapshot', '-l', 'one.qcow2'), '')
         self.assertEqual(self.files(), ['one.qcow2', 'two.raw'])
+
+    def test_restored_at_once(self):
+        """Each gets disks of its own, which "delete" knows."""
+        self.boot()
+        self.create('s')
+        folder = self.folder / 'overlays'
+        folder.mkdir()
+        starting = [self.start_restore('s', '--overlay-dir', str(folder))
+                    for _ in range(4)]
+        vms = [self.end_restore(process) for process in starting]
+        self.assertEqual(len({disk for vm in vms for disk in vm.disks}), 8)
+        for number, vm in enumerate(vms, 2):
+            disk(vm, 'two', write(number))
+        for number, vm in enumerate(vms, 2):
+            disk(vm, 'two', read(number))
+        self.guest.close()
+        while vms:
+            self.delete('s', online=False, code=2)
+            vms.pop().shut()
+        self.delete('s', online=False)
+
+    def test_who_may_read(self):
+        """What is in a disk nobody may read from an overlay either."""
+        (self.folder / 'two.raw').chmod(0o600)
+        self.boot()
+        self.create('s')
+        self.restore('s')
+        for file in [*self.folder.glob('two.*'), *self.snaps.glob('s/*')]:
+            self.assertEqual(file.stat().st_mode & 0o77, 0, file)
+
+    def test_another_user(self):
+        """QEMU may write the image, and nothing that we trust later."""
+        if os.geteuid() != 0:
+            self.skipTest('only root can be somebody else')
+        try:
+            subprocess.run([QEMU, '--version'], user=65534, check=True,
+                           stdout=subprocess.DEVNULL)
+        except (OSError, subprocess.CalledProcessError):
+            self.skipTest('user 65534 may not run QEMU')
+        for path in [self.folder, *self.folder.glob('*.*')]:
+            os.chown(path, 65534, 65534)
+        self.guest = Guest(self.folder, *self.arguments, user=65534)
+        self.addCleanup(self.guest.close)
+        self.guest.fill(1)
+        self.create('s')
+        self.assertEqual([(path.name, path.stat().st_uid) for path in sorted(
+            [self.snaps / 's', *(self.snaps / 's').iterdir()])],
+            [('s', 0), ('manifest.json', 0), ('ram', 65534)])
+        vm = self.restore('s')
+        self.assertEqual(ram(vm), 1)
+        self.assertEqual({os.stat(path).st_uid for path in vm.disks}, {65534})
+        vm.shut()
+        self.delete('s')
 
     def test_uri(self):
         self.boot()

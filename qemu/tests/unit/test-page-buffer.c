@@ -249,6 +249,7 @@ static void test_stop(void)
 typedef struct Waiter {
     PageBuffer *pb;
     QemuThread thread;
+    unsigned int given;
     size_t n;
     bool waited;
     bool done;
@@ -278,7 +279,7 @@ static void *waiter_wait(void *opaque)
 {
     Waiter *w = opaque;
 
-    page_buffer_wait(w->pb, page_buffer_given(w->pb));
+    page_buffer_wait(w->pb, w->given);
     w->n = page_buffer_dequeue(w->pb, w->slots, 2, false);
     qatomic_set(&w->done, true);
     return NULL;
@@ -289,6 +290,7 @@ static Waiter *waiter_new(PageBuffer *pb, void *(*fn)(void *))
     Waiter *w = g_new0(Waiter, 1);
 
     w->pb = pb;
+    w->given = page_buffer_given(pb);
     qemu_thread_create(&w->thread, "waiter", fn, w, QEMU_THREAD_JOINABLE);
     if (fn == waiter_take) {
         /* It is set with the lock held that is free only when it waits */

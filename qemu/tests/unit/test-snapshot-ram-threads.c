@@ -99,6 +99,9 @@ static void test_claims(void)
     /* Who comes second waits for the first, and for nobody else */
     one = writer_new_at_gate(host + 20 * PAGE_SIZE);
     other = writer_new(host + 21 * PAGE_SIZE);
+    while (test_ram_stats(t).faults < 2) {
+        g_usleep(100);
+    }
     assert_waits(other);
     assert_waits(one);
     /* The scanner goes by */

@@ -21,10 +21,10 @@
 #include "qobject/qdict.h"
 
 /* What the monitor may take to answer, however busy the host is */
-#define ANSWER_S 2
+#define ANSWER_S 5
 
 /* How long the slow commands take, whose end nobody shall wait for */
-#define COMMAND_S 6
+#define COMMAND_S 12
 
 #define TIMEOUT_MS (60 * 1000)
 

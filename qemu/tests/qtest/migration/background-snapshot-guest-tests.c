@@ -136,7 +136,7 @@ typedef struct Trickle {
     bool stop;
 } Trickle;
 
-/* A destination that takes 10 MB/s */
+/* A destination that takes 2 MB/s */
 static gpointer trickle_thread(gpointer opaque)
 {
     Trickle *trickle = opaque;
@@ -144,7 +144,7 @@ static gpointer trickle_thread(gpointer opaque)
 
     while (!qatomic_read(&trickle->stop) &&
            read(trickle->sink, buf, 100000) > 0) {
-        g_usleep(10 * 1000);
+        g_usleep(50 * 1000);
     }
     return NULL;
 }
@@ -175,8 +175,8 @@ static void test_large_request(void)
     start = g_get_monotonic_time();
     read_random(from);
     qtest_qmp_assert_success(from, "{ 'execute': 'query-status' }");
-    /* A second, and what machines with much else to do take; not the 25 s */
-    g_assert_cmpint(g_get_monotonic_time() - start, <, 8 * G_USEC_PER_SEC);
+    /* A second, and what busy machines take; not the two minutes */
+    g_assert_cmpint(g_get_monotonic_time() - start, <, 40 * G_USEC_PER_SEC);
 
     wait_for_migration_fail(from, true);
     rsp = migrate_query(from);
