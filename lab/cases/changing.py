@@ -75,6 +75,7 @@ def balloon(scene: Scene) -> None:
     wait_until('balloon deflated', lambda: vm.qmp.cmd('query-balloon')
                ['actual'] == RAM_MB * MIB)
     prove_both(scene, vm, begun.sink.finish())
+    scene.round_trip(vm)
 
 
 def free_page_reporting(scene: Scene) -> None:
@@ -99,6 +100,7 @@ def free_page_reporting(scene: Scene) -> None:
     begun.sink.full_speed()
     snapshot.wait(vm, begun.mark)
     prove_both(scene, vm, begun.sink.finish())
+    scene.round_trip(vm)
 
 
 def virtio_mem(scene: Scene) -> None:

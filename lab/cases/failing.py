@@ -13,7 +13,8 @@ from ..sink import FileSink, PipeSink
 from ..steps import (begin, expect_active, expect_end, expect_not_whole,
                      refused, still_clean)
 
-CANCEL_S = 15
+# A second, and what busy hosts take.
+CANCEL_S = 5
 
 
 def refusals(scene: Scene) -> None:

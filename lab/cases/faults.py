@@ -134,6 +134,9 @@ CASES = [
     for name, trap, image_format, calls in (
         ('uffd-signal', 'uffd-signal', STREAM,
          (IOCTL, OPEN, MADVISE, Fault('writev', 'EIO', 2))),
+        ('mprotect', 'mprotect', FORMATS['mapped'],
+         (OPEN, Fault('mprotect', 'ENOMEM', 8), Fault('mmap', 'ENOMEM', 4),
+          Fault('pwritev', 'EIO', 2))),
         ('uffd-thread', 'uffd-thread', FORMATS['parallel'],
          (IOCTL, OPEN, Fault('pwritev', 'EIO', 2),
           Fault('ftruncate', 'EIO', 1))))

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import time
+from functools import partial
 
 from .. import disk, snapshot
 from ..format import FORMATS, STREAM
@@ -57,9 +58,10 @@ def _expect_no_residue(vm: VM, before: dict) -> None:
                              f'threads: {vm.process.threads()}')
 
 
-def repeated(scene: Scene) -> None:
+def repeated(scene: Scene, trap: str) -> None:
     """One straight after the other, of two formats, leave nothing behind."""
     vm = scene.boot()
+    scene.choose_trap(vm, trap)
     formats = [STREAM, FORMATS['parallel']]
     before = {}
     for number in range(SNAPSHOTS + len(formats)):
@@ -119,6 +121,8 @@ def user_acts(scene: Scene) -> None:
     still_clean(scene, vm)
     reboot_guest(scene, vm, lambda: vm.qmp.cmd('system_reset'))
     finish(scene, vm, begun)
+    vm.qmp.cmd('cont')
+    scene.round_trip(vm)
 
 
 def stays_stopped(scene: Scene) -> None:
@@ -131,7 +135,7 @@ def stays_stopped(scene: Scene) -> None:
     vm.expect_status('paused')
     scene.prove_image(begun.sink.finish(), vm.hardware)
     vm.qmp.cmd('cont')
-    scene.prove(vm)
+    scene.round_trip(vm)
 
 
 def quits(scene: Scene) -> None:
@@ -204,7 +208,8 @@ def soak(scene: Scene) -> None:
 
 
 CASES = [
-    Case('operating-repeated', repeated),
+    *(Case(f'operating-repeated-{trap}', partial(repeated, trap=trap))
+      for trap in ('uffd-signal', 'uffd-thread')),
     Case('operating-destinations', destinations),
     Case('operating-read-only', read_only),
     Case('operating-user-acts', user_acts),

@@ -200,9 +200,10 @@ static void shrink_window(SnapshotBlock *b, Window *w, size_t unit, size_t end,
 static void fail_impatient(SnapshotRAM *s, const Patience *patience)
 {
     snapshot_ram_fail(s, patience->urgent ?
-        "QEMU itself had to wait too long (see snapshot-stall-limit) for what "
-        "it writes to guest RAM to be saved: the destination is too slow, "
-        "snapshot-buffer-size too small, or a device's request too large" :
+        "QEMU itself had to wait too long (more than a second, or than "
+        "snapshot-stall-limit) for what it writes to guest RAM to be saved: "
+        "the destination is too slow, snapshot-buffer-size too small, or a "
+        "device's request too large" :
         "a guest write waited too long (see snapshot-stall-limit) for room in "
         "the page buffer: the destination is too slow, or snapshot-buffer-size "
         "too small");

@@ -140,6 +140,9 @@ class Parser:
                            'trap: how guest writes are stopped')
         group.add_argument('--max-bandwidth', type=number_of_bytes,
                            metavar='SIZE', help='bytes per second')
+        group.add_argument('--stall-limit', type=int, metavar='MS',
+                           help='snapshot-stall-limit: for how long a guest '
+                           'write may have to wait; 0: for ever')
         group.add_argument('--timeout', type=float, metavar='SECONDS',
                            help='give up if the image is not whole by then')
         group.add_argument('--paused', action='store_true', help='the VM may '

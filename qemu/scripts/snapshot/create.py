@@ -159,6 +159,7 @@ class Create:
         parameters = self.format.parameters()
         for name, value in (('snapshot-buffer-size', options.buffer),
                             ('max-bandwidth', options.max_bandwidth),
+                            ('snapshot-stall-limit', options.stall_limit),
                             ('snapshot-write-trap', options.trap)):
             if value is not None:
                 parameters[name] = value

@@ -74,8 +74,9 @@ examples:
   # a large VM: four threads, past the page cache
   qemu-snapshot create /backup/vm/monday --qmp /run/vm.qmp \\
       --format mapped-ram --channels 4 --direct-io
-  # its disks are on LVM
-  qemu-snapshot create /backup/vm/monday --qmp /run/vm.qmp --disks none
+  # its disks are snapshotted by other means, such as LVM, after "stop"
+  qemu-snapshot create /backup/vm/monday --qmp /run/vm.qmp \\
+      --disks none --paused
 '''
 
 RESTORE = '''\

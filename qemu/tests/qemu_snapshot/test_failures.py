@@ -73,6 +73,11 @@ class Failures(Case):
         self.boot()
         self.unchanged(lambda: self.create('s', '--buffer', '1000G', code=1))
 
+    def test_stall_limit(self):
+        self.boot()
+        self.unchanged(lambda: self.create('s', '--stall-limit', '-1', code=1))
+        self.create('s', '--stall-limit', '50')
+
     def test_timeout(self):
         self.boot()
         self.guest.vm.cmd('migrate-set-parameters', max_bandwidth=4 << 20)

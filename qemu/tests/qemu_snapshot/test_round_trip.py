@@ -7,9 +7,10 @@ Snapshots that succeed, in each mode, and what is restored from them.
 import os
 import shutil
 import subprocess
+import sys
 
-from case import (Case, FILLED, FILLED_AT, Guest, QEMU, disk, ram, read,
-                  write)
+from case import (Case, FILLED, FILLED_AT, Guest, QEMU, QEMU_IMG, SCRIPTS,
+                  disk, ram, read, write)
 
 
 class RoundTrip(Case):
@@ -59,6 +60,32 @@ class RoundTrip(Case):
     def test_mapped_direct(self):
         self.round_trip('--format', 'mapped-ram', '--channels', '2',
                         '--direct-io')
+
+    def test_text(self):
+        """What people see, who do not ask for JSON."""
+        self.boot()
+        snap = str(self.snaps / 's')
+
+        def said(*words):
+            return subprocess.run(
+                [sys.executable, str(SCRIPTS / 'qemu-snapshot'), *words,
+                 '--qemu-img', QEMU_IMG], check=True, text=True,
+                stdout=subprocess.PIPE).stdout
+        made = said('create', snap, '--qmp', self.guest.socket)
+        self.assertRegex(made, r'(?s)^s: .*two\.s\.qcow2')
+        self.assertRegex(said('list', str(self.snaps)), r'(?m)^s .*stream')
+        self.assertIn('s', said('verify', snap))
+        shown = said('restore', snap, '--qmp', str(self.folder / 'r.qmp'),
+                     '--replace', f'unix:{self.folder}/vm.qtest,server=on,'
+                     'wait=off', 'null', '--print')
+        self.assertRegex(shown, r'-incoming defer .*r\.qmp')
+        self.assertIn('two.raw', said('delete', snap, '--qmp',
+                                      self.guest.socket))
+        for command in 'create', 'list', 'verify', 'restore', 'delete':
+            self.assertIn('DIR', subprocess.run(
+                [sys.executable, str(SCRIPTS / 'qemu-snapshot'), command,
+                 '--help'], check=True, text=True,
+                stdout=subprocess.PIPE).stdout)
 
     def test_options(self):
         self.boot()
