@@ -2,7 +2,9 @@
 
 Each in turn of the first ones that a snapshot makes: it may fail then, with a
 reason, or do without; but if it completes, its image is good, and the guest
-and the next snapshot are not concerned.  strace has them fail.
+and the next snapshot are not concerned.  strace has them fail: it finds the
+calls of libraries as well, and the code has no second way for tests only.  A
+thread that cannot be created is not among them: any QEMU aborts then.
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
