@@ -5,7 +5,7 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import contextlib
 import socket
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, Callable, List, Optional
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
@@ -101,9 +101,9 @@ class Domain:
         """A command that takes a domain, for this one."""
         return self.daemon.virsh(command, NAME, *arguments)
 
-    def boot(self) -> None:
+    def boot(self, start: Optional[Callable[[], 'Domain']] = None) -> None:
         """Boot it and start the workloads in the guest."""
-        boot(self.start)
+        boot(start or self.start)
         self._scene.disk_check.start(self)
         self.second.start(self)
         self._scene.check.start(self)

@@ -277,13 +277,16 @@ class Virsh:
     def goes_on(self) -> bool:
         return self._process.poll() is None
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
     def finish(self, timeout: float = COMMAND_S) -> str:
         """What it has printed; raises VirshError or VirshTimeout."""
         try:
             output, error = self._process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
+            self.kill()
             raise VirshTimeout(
                 f'{self._what}: nothing within {timeout:.0f} s') from None
         if self._process.returncode:

@@ -2,16 +2,20 @@
 
 SPDX-License-Identifier: GPL-2.0-or-later
 """
+import shlex
 import time
 from functools import partial
+from pathlib import Path
+from typing import List
 
 from .. import disk
 from ..domain import NAME, TARGETS, Domain
 from ..domain_steps import (HOLDABLE, UNDO_S, Before, arguments,
-                            begin_background, begin_early, expect, good,
-                            kill_daemon, kill_qemu, processed, start)
+                            begin_background, begin_early, begin_held, expect,
+                            good, kill_daemon, kill_qemu, processed, start)
+from ..libvirt import Virsh, VirshError
 from ..scene import Case, Scene
-from ..steps import wait_until
+from ..steps import refused, wait_until
 
 # Seconds after it is noted: while files are created, and later.
 MOMENTS = [0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3]
@@ -20,6 +24,8 @@ EARLY = 3
 # Seconds after the overlays are seen to be merged.
 UNDO_MOMENTS = [0, 0.01, 0.03, 0.1]
 MARKER, MARKER_MB = 'written during the snapshot', 40
+# Seconds that a slow qemu-img takes.
+MERGE_S = 5
 
 
 def start_again(scene: Scene) -> Domain:
@@ -130,15 +136,25 @@ def undo_killed(scene: Scene) -> None:
     good(scene, domain, 's1')
 
 
+def write_marker(domain: Domain) -> None:
+    """Where none of the workloads is."""
+    mark = domain.console.mark()
+    domain.console.run(f'echo "{MARKER}" | dd of=/dev/vdb bs=1M conv=fsync '
+                       f'seek={MARKER_MB} 2>/dev/null; echo written')
+    domain.console.wait('^written', mark, 30)
+
+
+def expect_marker(path: Path) -> None:
+    expect('the disk', disk.contents(path, MARKER_MB, len(MARKER)),
+           MARKER.encode())
+
+
 def qemu_killed(with_daemon: bool, scene: Scene) -> None:
     """The disks hold what the guest wrote to their overlays."""
     domain = start(scene, **HOLDABLE)
     before = Before(scene, domain)
     begun = begin_background(scene, domain, 's1')
-    mark = domain.console.mark()
-    domain.console.run(f'echo "{MARKER}" | dd of=/dev/vdb bs=1M conv=fsync '
-                       f'seek={MARKER_MB} 2>/dev/null; echo written')
-    domain.console.wait('^written', mark, 30)
+    write_marker(domain)
     if with_daemon:
         domain.daemon.kill()
     kill_qemu(domain, begun)
@@ -149,8 +165,7 @@ def qemu_killed(with_daemon: bool, scene: Scene) -> None:
     before.expect(shut_off=True, within=UNDO_S)
     for path in domain.disks:
         disk.check(scene.place, path)
-    expect('the disk', disk.contents(domain.disks[1], MARKER_MB, len(MARKER)),
-           MARKER.encode())
+    expect_marker(domain.disks[1])
     domain.boot()
     good(scene, domain, 's1')
 
@@ -177,6 +192,99 @@ def qemu_killed_early(scene: Scene) -> None:
     good(scene, domain, 's2')
 
 
+def hidden(scene: Scene) -> None:
+    """Overlays that cannot be seen for a while have not been merged."""
+    domain = start(scene, **HOLDABLE)
+    folder = scene.files / 'hidden'
+    folder.mkdir()
+    domain.daemon.give(folder)
+    paths = [folder / target for target in TARGETS]
+    begun = begin_held(scene, domain, 's1', *(
+        word for target, path in zip(TARGETS, paths) for word in
+        ('--diskspec', f'{target},snapshot=external,file={path}')))
+    wait_until('the domain runs', lambda: domain.state() == 'running')
+    write_marker(domain)
+    folder.chmod(0)
+    kill_qemu(domain, begun)
+    domain.daemon.full_speed()
+    wait_until('it is shut off', lambda: domain.state() == 'shut off')
+    expect('disks', domain.sources(), paths)
+    folder.chmod(0o755)
+    expect_marker(paths[1])
+    domain.boot()
+    good(scene, domain, 's2')
+
+
+def slow_merge(domain: Domain) -> None:
+    """Have the daemon's qemu-img take its time."""
+    command = domain.daemon.home / 'bin/qemu-img'
+    command.unlink()
+    command.write_text(f'#!/bin/sh\nsleep {MERGE_S}\nexec '
+                       f'{shlex.quote(str(domain.place.qemu_img))} "$@"\n')
+    command.chmod(0o755)
+
+
+def transient(scene: Scene) -> None:
+    """Such a domain is not created again before its disks are merged."""
+    domain = start(scene, **HOLDABLE)
+    daemon = domain.daemon
+    xml = scene.logs / 'domain.xml'
+    xml.write_text(domain.virsh('dumpxml', '--inactive'))
+    domain.close()
+    domain.virsh('undefine')
+    slow_merge(domain)
+
+    def create() -> Domain:
+        daemon.virsh('create', xml, '--paused')
+        domain.connect()
+        domain.virsh('resume')
+        return domain
+
+    domain.boot(create)
+    begun = begin_background(scene, domain, 's1')
+    write_marker(domain)
+    domain.virsh('destroy')
+    refused('a domain whose disks are merged', 'snapshot', lambda:
+            daemon.virsh('create', xml), VirshError)
+    refused('s1', '', lambda: begun.finish(UNDO_S), VirshError)
+    daemon.full_speed()
+    expect('domains', daemon.virsh('list', '--all', '--name'), '')
+    expect('files', list(scene.files.glob('*s1')), [])
+    expect_marker(domain.disks[1])
+    # Neither are there notes of it.
+    daemon.restart(**HOLDABLE)
+    expect('domains', daemon.virsh('list', '--all', '--name'), '')
+    domain.boot(create)
+    good(scene, domain, 's1')
+
+
+def autodestroyed(scene: Scene) -> None:
+    """With who has started it; that discards the snapshot's job."""
+    domain = start(scene, **HOLDABLE)
+    domain.close()
+    slow_merge(domain)
+    before = Before(scene, domain)
+    owners: List[Virsh] = []
+
+    def start_owned() -> Domain:
+        owners.append(domain.daemon.begin(
+            f'start {NAME} --paused --autodestroy; '
+            f'event {NAME} --loop --all'))
+        wait_until('it is there', lambda: domain.state() == 'paused')
+        domain.connect()
+        domain.virsh('resume')
+        return domain
+
+    domain.boot(start_owned)
+    begun = begin_background(scene, domain, 's1')
+    owners[-1].kill()
+    refused('s1', '', lambda: begun.finish(UNDO_S), VirshError)
+    before.expect(within=UNDO_S)
+    domain.daemon.full_speed()
+    domain.boot()
+    good(scene, domain, 's1')
+
+
 CASES = [
     Case(f'libvirt-{name}', run, libvirt=True) for name, run in (
         ('daemon-killed', daemon_killed),
@@ -185,5 +293,6 @@ CASES = [
         ('undo-killed', undo_killed), ('undo-unsaved', undo_unsaved),
         ('qemu-killed', partial(qemu_killed, False)),
         ('both-killed', partial(qemu_killed, True)),
-        ('qemu-killed-early', qemu_killed_early),
+        ('qemu-killed-early', qemu_killed_early), ('hidden', hidden),
+        ('transient', transient), ('autodestroyed', autodestroyed),
     )]

@@ -61,6 +61,58 @@ qemuSnapshotBackgroundHasFilter(virDomainDef *def)
 }
 
 
+/* Not if the user wants the state at the end, or the domain does not go on. */
+static bool
+qemuSnapshotBackgroundIsWanted(virDomainObj *vm,
+                               virQEMUDriverConfig *cfg,
+                               unsigned int flags)
+{
+    return cfg->snapshotMemoryBackground != QEMU_SNAPSHOT_MEMORY_BACKGROUND_FORBID &&
+           virDomainObjGetState(vm, NULL) == VIR_DOMAIN_RUNNING &&
+           !(flags & (VIR_DOMAIN_SNAPSHOT_CREATE_LIVE |
+                      VIR_DOMAIN_SNAPSHOT_CREATE_HALT));
+}
+
+
+/**
+ * qemuSnapshotBackgroundBegin:
+ * @driver: qemu driver
+ * @vm: domain, in a snapshot job
+ * @snapdef: definition of a snapshot, as the user has given it
+ * @cfg: driver configuration
+ * @flags: bitwise-OR of virDomainSnapshotCreateFlags
+ *
+ * Undo first what is left of another snapshot: that changes the disks, so that
+ * nothing may have been noted of them. If that fails, one that needs no undo
+ * itself is taken nevertheless, and keeps the overlays: it may make them part
+ * of something that is good.
+ *
+ * Returns 0 on success, -1 on error.
+ */
+int
+qemuSnapshotBackgroundBegin(virQEMUDriver *driver,
+                            virDomainObj *vm,
+                            virDomainSnapshotDef *snapdef,
+                            virQEMUDriverConfig *cfg,
+                            unsigned int flags)
+{
+    bool wanted = snapdef->memory == VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL &&
+        qemuSnapshotBackgroundIsWanted(vm, cfg, flags);
+
+    if (!virDomainObjIsActive(vm) || qemuSnapshotUndoRetry(driver, vm) == 0)
+        return 0;
+
+    if (wanted || virDomainObjCheckActive(vm) < 0)
+        return -1;
+
+    VIR_WARN("Domain '%s' keeps overlays of a snapshot that was not completed",
+             vm->def->name);
+    qemuSnapshotUndoForget(driver, vm);
+    virResetLastError();
+    return 0;
+}
+
+
 /**
  * qemuSnapshotBackgroundIsPossible:
  * @vm: domain
@@ -84,11 +136,7 @@ qemuSnapshotBackgroundIsPossible(virDomainObj *vm,
     g_autofree char *reason = NULL;
     int rc = 0;
 
-    if (cfg->snapshotMemoryBackground == QEMU_SNAPSHOT_MEMORY_BACKGROUND_FORBID ||
-        virDomainObjGetState(vm, NULL) != VIR_DOMAIN_RUNNING ||
-        has_manual ||
-        flags & (VIR_DOMAIN_SNAPSHOT_CREATE_LIVE |
-                 VIR_DOMAIN_SNAPSHOT_CREATE_HALT))
+    if (has_manual || !qemuSnapshotBackgroundIsWanted(vm, cfg, flags))
         return 0;
 
     if (qemuSnapshotBackgroundHasFilter(vm->def)) {
@@ -284,9 +332,7 @@ qemuSnapshotBackgroundAbandon(virQEMUDriver *driver,
         g_clear_pointer(&orig_err, virFreeError);
     }
 
-    /* The next snapshot, or the next daemon, tries again. */
-    if (rc == 0 || !virDomainObjIsActive(vm))
-        qemuSnapshotUndoForget(driver, vm);
+    qemuSnapshotUndoEnd(driver, vm, rc);
 
     virErrorRestore(&orig_err);
 }

@@ -32,6 +32,13 @@ qemuSnapshotBackgroundIsPossible(virDomainObj *vm,
                                  unsigned int flags);
 
 int
+qemuSnapshotBackgroundBegin(virQEMUDriver *driver,
+                            virDomainObj *vm,
+                            virDomainSnapshotDef *snapdef,
+                            virQEMUDriverConfig *cfg,
+                            unsigned int flags);
+
+int
 qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
                              virDomainObj *vm,
                              virDomainMomentObj *snap,

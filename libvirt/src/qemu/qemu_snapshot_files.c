@@ -55,6 +55,29 @@ qemuSnapshotFilesDieWithUs(void *opaque G_GNUC_UNUSED)
 }
 
 
+/* Returns 1 if the file is there, 0 if it is not, -1 if that is not known. */
+static int
+qemuSnapshotFilesHas(const char *path,
+                     uid_t uid,
+                     gid_t gid)
+{
+    struct stat sb;
+
+    if (stat(path, &sb) == 0)
+        return 1;
+
+    /* Where root may not look, the owner may. */
+    if (errno != ENOENT && virFileAccessibleAs(path, F_OK, uid, gid) == 0)
+        return 1;
+
+    if (errno == ENOENT)
+        return 0;
+
+    virReportSystemError(errno, _("cannot access '%1$s'"), path);
+    return -1;
+}
+
+
 /* By qemu-img. Gives up the lock of @vm. */
 static int
 qemuSnapshotFilesCommit(virQEMUDriver *driver,
@@ -73,9 +96,6 @@ qemuSnapshotFilesCommit(virQEMUDriver *driver,
     size_t i;
     int rc = 0;
 
-    if (!virFileExists(overlay->path))
-        return 0;
-
     if (!virStorageSourceIsLocalStorage(overlay) ||
         !virStorageSourceIsLocalStorage(base) || overlay->encryption) {
         virReportError(VIR_ERR_OPERATION_UNSUPPORTED,
@@ -83,6 +103,20 @@ qemuSnapshotFilesCommit(virQEMUDriver *driver,
                        NULLSTR(overlay->path));
         return -1;
     }
+
+    qemuDomainGetImageIds(cfg, vm->def, overlay, NULL, &uid, &gid);
+
+    /* Both are gone if it is their file system that is gone. */
+    if ((rc = qemuSnapshotFilesHas(base->path, uid, gid)) > 0 &&
+        (rc = qemuSnapshotFilesHas(overlay->path, uid, gid)) == 0) {
+        VIR_INFO("Overlay '%s' was merged before", overlay->path);
+        return 0;
+    }
+    if (rc == 0)
+        virReportSystemError(ENOENT, _("cannot access '%1$s'"), base->path);
+    if (rc <= 0)
+        return -1;
+    rc = 0;
 
     /* QEMU was told what is below it; the file may say something else. */
     rebase = virCommandNewArgList("qemu-img", "rebase", "-q", "-u", "-f", format,
@@ -92,8 +126,6 @@ qemuSnapshotFilesCommit(virQEMUDriver *driver,
                                   overlay->path, NULL);
     cmds[0] = rebase;
     cmds[1] = commit;
-
-    qemuDomainGetImageIds(cfg, vm->def, overlay, NULL, &uid, &gid);
 
     virObjectUnlock(vm);
     for (i = 0; i < G_N_ELEMENTS(cmds) && rc == 0; i++) {
@@ -122,12 +154,12 @@ qemuSnapshotFilesCommit(virQEMUDriver *driver,
 static int
 qemuSnapshotFilesMergeOne(virQEMUDriver *driver,
                           virDomainObj *vm,
+                          virDomainSnapshotDef *snapdef,
                           virDomainSnapshotDiskDef *snapdisk,
                           qemuSnapshotUndoOverlay overlay)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
     g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
-    virDomainSnapshotDef *snapdef = priv->snapshotBackground;
     /* what the overlay is above, and what the definition is to have */
     virDomainDiskDef *base = virDomainDiskByTarget(snapdef->parent.dom,
                                                    snapdisk->name);
@@ -185,26 +217,35 @@ qemuSnapshotFilesMergeOne(virQEMUDriver *driver,
  * qemuSnapshotFilesMerge:
  * @driver: qemu driver
  * @vm: locked domain that has ended, in a snapshot job; the lock is given up
+ * @snapdef: definition of the snapshot; the caller holds a reference
  *
- * Merge the overlays of the snapshot that vm->privateData notes into the disks
- * that the domain had before, which its definition gets back; remove them.
+ * Merge its overlays, as far as vm->privateData notes that they were the disks,
+ * into the disks that the domain had before, which its definition gets back;
+ * remove them.
  *
  * Returns 0 on success, -1 on error.
  */
 int
 qemuSnapshotFilesMerge(virQEMUDriver *driver,
-                       virDomainObj *vm)
+                       virDomainObj *vm,
+                       virDomainSnapshotDef *snapdef)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
-    virDomainSnapshotDef *snapdef = priv->snapshotBackground;
     size_t i;
     int ret = 0;
 
     for (i = 0; i < snapdef->ndisks; i++) {
         virDomainSnapshotDiskDef *snapdisk = snapdef->disks + i;
 
+        /* the lock was given up */
+        if (virDomainObjIsActive(vm) || !priv->snapshotBackgroundOverlays) {
+            virReportError(VIR_ERR_OPERATION_INVALID,
+                           _("domain '%1$s' was started"), vm->def->name);
+            return -1;
+        }
+
         if (snapdisk->snapshot == VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL &&
-            qemuSnapshotFilesMergeOne(driver, vm, snapdisk,
+            qemuSnapshotFilesMergeOne(driver, vm, snapdef, snapdisk,
                                       priv->snapshotBackgroundOverlays[i]) < 0)
             ret = -1;
     }

@@ -26,4 +26,5 @@
 
 int
 qemuSnapshotFilesMerge(virQEMUDriver *driver,
-                       virDomainObj *vm);
+                       virDomainObj *vm,
+                       virDomainSnapshotDef *snapdef);

@@ -55,6 +55,7 @@ VIR_LOG_INIT("qemu.qemu_snapshot_undo");
 /* What the domain, as it runs or has just run, uses the file for. */
 static qemuSnapshotUndoOverlay
 qemuSnapshotUndoLookAt(virDomainDef *def,
+                       virDomainSnapshotDef *snapdef,
                        virDomainSnapshotDiskDef *snapdisk)
 {
     virDomainDiskDef *disk = virDomainDiskByTarget(def, snapdisk->name);
@@ -63,7 +64,7 @@ qemuSnapshotUndoLookAt(virDomainDef *def,
     if (!disk)
         return QEMU_SNAPSHOT_UNDO_OVERLAY_KEEP;
 
-    if (virStorageSourceIsSameLocation(disk->src, snapdisk->src))
+    if (qemuSnapshotDiskIsOverlay(disk, snapdef, snapdisk))
         return QEMU_SNAPSHOT_UNDO_OVERLAY_TOP;
 
     for (i = 0; i < def->ndisks; i++) {
@@ -91,9 +92,28 @@ qemuSnapshotUndoIsAhead(virDomainObj *vm)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
 
-    return priv->snapshotBackground &&
-           (vm->job->asyncJob == VIR_ASYNC_JOB_SNAPSHOT ||
-            priv->snapshotBackgroundRecover);
+    return priv->snapshotBackground && priv->snapshotBackgroundAhead;
+}
+
+
+/**
+ * qemuSnapshotUndoDrop:
+ * @vm: domain
+ *
+ * There is nothing to undo any more, or nobody to do it. The status of the
+ * domain is the caller's.
+ */
+void
+qemuSnapshotUndoDrop(virDomainObj *vm)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+
+    g_clear_pointer(&priv->snapshotBackground, virObjectUnref);
+    g_clear_pointer(&priv->snapshotBackgroundOverlays, g_free);
+
+    priv->snapshotBackgroundResume = false;
+    priv->snapshotBackgroundFailed = false;
+    priv->snapshotBackgroundAhead = false;
 }
 
 
@@ -117,7 +137,7 @@ qemuSnapshotUndoStopped(virDomainObj *vm)
     if (!qemuSnapshotUndoIsAhead(vm)) {
         VIR_WARN("Domain '%s' keeps overlays of a snapshot that was not completed",
                  vm->def->name);
-        g_clear_pointer(&priv->snapshotBackground, virObjectUnref);
+        qemuSnapshotUndoDrop(vm);
         return;
     }
 
@@ -127,7 +147,7 @@ qemuSnapshotUndoStopped(virDomainObj *vm)
 
     for (i = 0; i < snapdef->ndisks; i++) {
         priv->snapshotBackgroundOverlays[i] =
-            qemuSnapshotUndoLookAt(vm->def, snapdef->disks + i);
+            qemuSnapshotUndoLookAt(vm->def, snapdef, snapdef->disks + i);
     }
 }
 
@@ -216,18 +236,24 @@ qemuSnapshotUndo(virQEMUDriver *driver,
 {
     qemuDomainObjPrivate *priv = vm->privateData;
     g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
-    virDomainSnapshotDef *snapdef = priv->snapshotBackground;
+    g_autoptr(virDomainSnapshotDef) snapdef = virObjectRef(priv->snapshotBackground);
     qemuDomainJobPrivate *jobPriv = vm->job->privateData;
     int ret = 0;
 
     /* The next daemon cancels the block jobs, and tries again. */
     jobPriv->snapshotDelete = true;
+    priv->snapshotBackgroundFailed = false;
 
     /* First, as to merge takes room. */
-    if (!priv->snapshotBackgroundKeepImage &&
-        unlink(snapdef->memorysnapshotfile) < 0 && errno != ENOENT)
-        VIR_WARN("Cannot remove incomplete image '%s'",
-                 snapdef->memorysnapshotfile);
+    if (!priv->snapshotBackgroundKeepImage) {
+        if (unlink(snapdef->memorysnapshotfile) < 0 && errno != ENOENT)
+            VIR_WARN("Cannot remove incomplete image '%s'",
+                     snapdef->memorysnapshotfile);
+        else
+            priv->snapshotBackgroundKeepImage = true; /* the next is a good one */
+    }
+
+    qemuDomainSaveStatus(vm);
 
     if (cfg->snapshotMemoryKeepOverlays) {
         VIR_INFO("Leaving domain '%s' with the overlays of a failed snapshot",
@@ -245,7 +271,7 @@ qemuSnapshotUndo(virQEMUDriver *driver,
             qemuSnapshotUndoWaitStopped(vm);
 
         if (!virDomainObjIsActive(vm))
-            ret = qemuSnapshotFilesMerge(driver, vm);
+            ret = qemuSnapshotFilesMerge(driver, vm, snapdef);
     }
 
     return ret;
@@ -299,17 +325,18 @@ qemuSnapshotUndoDeleteNodes(virDomainObj *vm)
 /* Overlays that were created, but that the domain does not use. */
 static int
 qemuSnapshotUndoDiscardUnused(virQEMUDriver *driver,
-                              virDomainObj *vm)
+                              virDomainObj *vm,
+                              virDomainSnapshotDef *snapdef)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
-    virDomainSnapshotDef *snapdef = priv->snapshotBackground;
     bool used = qemuSnapshotUndoDeleteNodes(vm) != 1;
     size_t i;
     int ret = 0;
 
     for (i = 0; i < snapdef->ndisks; i++) {
         virDomainSnapshotDiskDef *snapdisk = snapdef->disks + i;
-        qemuSnapshotUndoOverlay overlay = qemuSnapshotUndoLookAt(vm->def, snapdisk);
+        qemuSnapshotUndoOverlay overlay = qemuSnapshotUndoLookAt(vm->def, snapdef,
+                                                                 snapdisk);
         struct stat sb;
 
         if (snapdisk->snapshot != VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL ||
@@ -358,25 +385,27 @@ qemuSnapshotUndoLeft(virQEMUDriver *driver,
                      virDomainObj *vm)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
+    g_autoptr(virDomainSnapshotDef) snapdef = virObjectRef(priv->snapshotBackground);
     int rc = 0;
 
     if (virDomainObjIsActive(vm)) {
-        rc = qemuSnapshotDetectOverlays(vm, priv->snapshotBackground,
-                                        VIR_ASYNC_JOB_SNAPSHOT);
+        rc = qemuSnapshotDetectOverlays(vm, snapdef, VIR_ASYNC_JOB_SNAPSHOT);
 
-        /* Not before it is noted which files are its disks. */
-        if (qemuSnapshotUndoResume(driver, vm) < 0)
+        /* Not before it is noted which files are its disks. After an undo that
+         * failed it is none of ours. */
+        if (!priv->snapshotBackgroundFailed &&
+            qemuSnapshotUndoResume(driver, vm) < 0)
             VIR_WARN("Cannot resume domain '%s'", vm->def->name);
     }
 
-    if (qemuSnapshotUndoIsComplete(vm, priv->snapshotBackground))
+    if (qemuSnapshotUndoIsComplete(vm, snapdef))
         return 0;
 
     if (rc < 0 || qemuSnapshotUndo(driver, vm) < 0)
         return -1;
 
     if (virDomainObjIsActive(vm))
-        return qemuSnapshotUndoDiscardUnused(driver, vm);
+        return qemuSnapshotUndoDiscardUnused(driver, vm, snapdef);
 
     return 0;
 }
@@ -405,9 +434,10 @@ qemuSnapshotUndoRemember(virQEMUDriver *driver,
     size_t i;
 
     if (priv->snapshotBackground) {
-        if (qemuSnapshotUndoLeft(driver, vm) < 0)
-            return -1;
-        qemuSnapshotUndoForget(driver, vm);
+        virReportError(VIR_ERR_OPERATION_INVALID,
+                       _("another snapshot of domain '%1$s' is not undone yet"),
+                       vm->def->name);
+        return -1;
     }
 
     for (i = 0; i < snapdef->ndisks; i++) {
@@ -415,7 +445,7 @@ qemuSnapshotUndoRemember(virQEMUDriver *driver,
 
         /* To undo it would merge the disk itself. */
         if (snapdisk->snapshot == VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL &&
-            qemuSnapshotUndoLookAt(vm->def, snapdisk) !=
+            qemuSnapshotUndoLookAt(vm->def, snapdef, snapdisk) !=
             QEMU_SNAPSHOT_UNDO_OVERLAY_UNUSED) {
             virReportError(VIR_ERR_CONFIG_UNSUPPORTED,
                            _("overlay '%1$s' is in use by domain '%2$s'"),
@@ -428,9 +458,10 @@ qemuSnapshotUndoRemember(virQEMUDriver *driver,
     priv->snapshotBackgroundReuse = reuse;
     priv->snapshotBackgroundKeepImage = virFileExists(snapdef->memorysnapshotfile);
     priv->snapshotBackgroundNodes = priv->nodenameindex;
+    priv->snapshotBackgroundAhead = true;
 
     if (virDomainObjSave(vm, driver->xmlopt, cfg->stateDir) < 0) {
-        g_clear_pointer(&priv->snapshotBackground, virObjectUnref);
+        qemuSnapshotUndoDrop(vm);
         return -1;
     }
 
@@ -438,8 +469,7 @@ qemuSnapshotUndoRemember(virQEMUDriver *driver,
 }
 
 
-/* As qemuProcessStop() would have done. A transient domain is gone by now, and
- * there may be another one of its name. */
+/* As qemuProcessStop() would have done. */
 static void
 qemuSnapshotUndoRemoveStatus(virQEMUDriver *driver,
                              virDomainObj *vm)
@@ -447,19 +477,6 @@ qemuSnapshotUndoRemoveStatus(virQEMUDriver *driver,
     g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
     g_autofree char *status = g_strdup_printf("%s/%s.xml", cfg->stateDir,
                                               vm->def->name);
-
-    if (vm->removing) {
-        g_autofree char *name = g_strdup(vm->def->name);
-        virDomainObj *other;
-
-        virObjectUnlock(vm);
-        if ((other = virDomainObjListFindByName(driver->domains, name))) {
-            virDomainObjEndAPI(&other);
-            virObjectLock(vm);
-            return;
-        }
-        virObjectLock(vm);
-    }
 
     if (unlink(status) < 0 && errno != ENOENT)
         VIR_WARN("Cannot remove '%s'", status);
@@ -483,16 +500,86 @@ qemuSnapshotUndoForget(virQEMUDriver *driver,
     if (!priv->snapshotBackground)
         return;
 
-    g_clear_pointer(&priv->snapshotBackground, virObjectUnref);
-    g_clear_pointer(&priv->snapshotBackgroundOverlays, g_free);
-
-    priv->snapshotBackgroundRecover = false;
-    priv->snapshotBackgroundResume = false;
+    qemuSnapshotUndoDrop(vm);
 
     if (virDomainObjIsActive(vm))
         qemuDomainSaveStatus(vm);
     else
         qemuSnapshotUndoRemoveStatus(driver, vm);
+}
+
+
+/**
+ * qemuSnapshotUndoEnd:
+ * @driver: qemu driver
+ * @vm: domain, in a snapshot job
+ * @result: of qemuSnapshotUndo()
+ *
+ * To be called after it. If it has failed, the next snapshot, or the next
+ * daemon, tries again; but not once QEMU has ended.
+ */
+void
+qemuSnapshotUndoEnd(virQEMUDriver *driver,
+                    virDomainObj *vm,
+                    int result)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+    qemuDomainJobPrivate *jobPriv = vm->job->privateData;
+
+    jobPriv->snapshotDelete = false;
+
+    if (!priv->snapshotBackground)
+        return;
+
+    if (result == 0 || !virDomainObjIsActive(vm)) {
+        qemuSnapshotUndoForget(driver, vm);
+        return;
+    }
+
+    priv->snapshotBackgroundFailed = true;
+    priv->snapshotBackgroundAhead = false;
+    qemuDomainSaveStatus(vm);
+}
+
+
+/**
+ * qemuSnapshotUndoRetry:
+ * @driver: qemu driver
+ * @vm: active domain, in a snapshot job
+ *
+ * Undo what an undo that failed has left. Does nothing if there is nothing.
+ *
+ * Returns 0 if nothing is left, -1 on error.
+ */
+int
+qemuSnapshotUndoRetry(virQEMUDriver *driver,
+                      virDomainObj *vm)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+    g_autoptr(virDomainSnapshotDef) snapdef = virObjectRef(priv->snapshotBackground);
+    int rc;
+
+    if (!snapdef)
+        return 0;
+
+    priv->snapshotBackgroundAhead = true;
+    qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
+
+    if ((rc = qemuSnapshotUndoLeft(driver, vm)) < 0) {
+        g_autofree char *why = g_strdup(virGetLastErrorMessage());
+
+        virReportError(VIR_ERR_OPERATION_FAILED,
+                       _("the overlays of snapshot '%1$s', which has failed, could not be merged back: %2$s"),
+                       snapdef->parent.name, why);
+    }
+
+    qemuSnapshotUndoEnd(driver, vm, rc);
+    qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_NONE);
+
+    if (rc < 0)
+        return -1;
+
+    return virDomainObjCheckActive(vm);
 }
 
 
@@ -539,6 +626,10 @@ qemuSnapshotUndoRecoverJob(virDomainObj *vm,
     qemuDomainJobPrivate *jobPriv = job->privateData;
     int reason;
 
+    /* What jobs there are, or paused it, is not ours. */
+    if (priv->snapshotBackgroundFailed)
+        return;
+
     /* A daemon that ended early, too, may have noted that there is none. */
     if (job->asyncJob == VIR_ASYNC_JOB_NONE)
         job->asyncJob = VIR_ASYNC_JOB_SNAPSHOT;
@@ -580,12 +671,13 @@ qemuSnapshotUndoRecover(virQEMUDriver *driver,
         return;
 
     /* Their events need a job of their own. */
-    qemuSnapshotUndoWaitBlockJobs(vm);
+    if (!priv->snapshotBackgroundFailed)
+        qemuSnapshotUndoWaitBlockJobs(vm);
 
     if (virDomainObjBeginAsyncJob(vm, VIR_ASYNC_JOB_SNAPSHOT,
                                   VIR_DOMAIN_JOB_OPERATION_SNAPSHOT, 0) < 0) {
         VIR_WARN("Cannot undo a snapshot of domain '%s'", vm->def->name);
-        priv->snapshotBackgroundRecover = false;
+        qemuSnapshotUndoEnd(driver, vm, -1);
         return;
     }
 
@@ -601,11 +693,7 @@ qemuSnapshotUndoRecover(virQEMUDriver *driver,
          qemuMigrationParamsApply(vm, VIR_ASYNC_JOB_SNAPSHOT, params, 0) < 0))
         VIR_WARN("Domain '%s' keeps migration capabilities", vm->def->name);
 
-    /* The next snapshot, or the next daemon, tries again. */
-    if (rc == 0 || !virDomainObjIsActive(vm))
-        qemuSnapshotUndoForget(driver, vm);
-
-    priv->snapshotBackgroundRecover = false;
+    qemuSnapshotUndoEnd(driver, vm, rc);
 
     virDomainObjEndAsyncJob(vm);
 }

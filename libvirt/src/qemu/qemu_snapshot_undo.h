@@ -34,9 +34,21 @@ void
 qemuSnapshotUndoForget(virQEMUDriver *driver,
                        virDomainObj *vm);
 
+void
+qemuSnapshotUndoDrop(virDomainObj *vm);
+
 int
 qemuSnapshotUndo(virQEMUDriver *driver,
                  virDomainObj *vm);
+
+void
+qemuSnapshotUndoEnd(virQEMUDriver *driver,
+                    virDomainObj *vm,
+                    int result);
+
+int
+qemuSnapshotUndoRetry(virQEMUDriver *driver,
+                      virDomainObj *vm);
 
 int
 qemuSnapshotUndoResume(virQEMUDriver *driver,
