@@ -44,7 +44,9 @@ def aborted(scene: Scene) -> None:
 
 def power_off(domain: Domain) -> None:
     """By the guest, once nobody there uses its disks any more."""
-    domain.console.run('killall diskcheck selfcheck; sleep 1; poweroff -f')
+    domain.console.run(
+        'killall selfcheck; i=0; while [ $i -lt 100 ] && killall -q diskcheck;'
+        ' do i=$((i+1)); sleep 0.1; done; sleep 1; poweroff -f')
 
 
 def powered_off(scene: Scene) -> None:
