@@ -46,11 +46,6 @@ def arguments(scene: Scene, name: str, *more: str,
     return command
 
 
-def expect(what: str, found: Any, expected: Any) -> None:
-    if found != expected:
-        raise AssertionError(f'{what}: {found}, expected {expected}')
-
-
 def processed(domain: Domain) -> int:
     """Bytes that are saved, by the information about the domain's job."""
     found = re.search(r'data_processed: (\d+)',

@@ -76,6 +76,11 @@ def finish(scene: Scene, vm: VM, begun: Begun) -> None:
     scene.prove_image(begun.sink.finish(), vm.hardware, begun.frozen)
 
 
+def expect(what: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise AssertionError(f'{what}: {found}, expected {expected}')
+
+
 def expect_active(vm: VM, when: str) -> None:
     status = vm.qmp.cmd('query-migrate')['status']
     if status != 'active':

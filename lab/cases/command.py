@@ -9,17 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, List, Tuple
+from typing import Any
 
 from .. import env
 from ..console import Console
 from ..hardware import Hardware
 from ..place import HERE, lines
 from ..scene import Case, Scene
-from ..steps import expect_active, wait_until
+from ..steps import expect, expect_active, wait_until
 from ..vm import VM, kernel_trouble
 
 PROGRAM = env.BUILD / 'src' / 'scripts' / 'qemu-snapshot'
@@ -88,24 +87,20 @@ def command(scene: Scene) -> None:
     _end(process, 130)
     vm.expect_status('running')
     scene.prove(vm)
-    left: List[Tuple[str, str]] = [
-        (_disk(vm), before), (str(list(scene.files.glob('*snap*'))), '[]')]
-    if any(now != then for now, then in left):
-        raise AssertionError(f'now and before: {left}')
+    expect('disk', _disk(vm), before)
+    expect('files', list(scene.files.glob('*snap*')), [])
 
     _end(_start('create', snap, '--qmp', qmp))
     vm.expect_status('running')
     scene.prove(vm)
-    if _end(_start('verify', snap))['problems']:
-        raise AssertionError('verify finds problems')
+    expect('problems', _end(_start('verify', snap))['problems'], [])
     # Both guests at once would only make each other slow.
     vm.qmp.cmd('stop')
-    _restore(scene, replace(vm.hardware), snap)
+    _restore(scene, vm.hardware, snap)
     vm.qmp.cmd('cont')
     _end(_start('delete', snap, '--qmp', qmp))
     scene.prove(vm)
-    if _disk(vm) != before:
-        raise AssertionError(f'the disk is {_disk(vm)}, was {before}')
+    expect('disk', _disk(vm), before)
 
 
 CASES = [Case('command', command)]

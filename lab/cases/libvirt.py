@@ -10,12 +10,12 @@ from typing import Any, List
 from .. import disk, env
 from ..domain import NAME, TARGETS, Domain
 from ..domain_steps import (ABORT_S, ABORTED, HOLDABLE, Before, arguments,
-                            begin_background, begin_held, expect, good,
-                            processed, revert, start)
+                            begin_background, begin_held, good, processed,
+                            revert, start)
 from ..host import mount_tmpfs, needs_root
 from ..libvirt import Daemon, Events, VirshError
 from ..scene import Case, Scene
-from ..steps import refused, wait_until
+from ..steps import expect, refused, wait_until
 
 # Events until an image's memory is being saved, and what the domain is then.
 BACKGROUND = ['Suspended', 'Resumed'], 'running'

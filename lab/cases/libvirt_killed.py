@@ -11,17 +11,17 @@ from typing import List
 from .. import disk
 from ..domain import NAME, TARGETS, Domain
 from ..domain_steps import (HOLDABLE, UNDO_S, Before, arguments,
-                            begin_background, begin_early, begin_held, expect,
-                            good, kill_daemon, kill_qemu, processed, start)
+                            begin_background, begin_early, begin_held, good,
+                            kill_daemon, kill_qemu, processed, start)
 from ..libvirt import Virsh, VirshError
 from ..scene import Case, Scene
-from ..steps import refused, wait_until
+from ..steps import expect, refused, wait_until
 
 # Seconds after it is noted: while files are created, and later.
-MOMENTS = [0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3]
-# Of those, at least so many come before the disks have their overlays, also
-# where files are created in no time.
-EARLY = 1
+# Several at once, for where files are created in no time.
+MOMENTS = [0, 0, 0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3]
+# Of those, at least so many come before the disks have their overlays.
+EARLY = 3
 # Seconds after the overlays are seen to be merged.
 UNDO_MOMENTS = [0, 0.01, 0.03, 0.1]
 MARKER, MARKER_MB = 'written during the snapshot', 40

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ..domain import TARGETS, Domain
 from ..domain_steps import (ABORT_S, ABORTED, HOLDABLE, Before, arguments,
-                            begin_background, begin_early, begin_held, expect,
-                            good, revert, start)
+                            begin_background, begin_early, begin_held, good,
+                            revert, start)
 from ..host import Skip, needs_root
 from ..libvirt import VirshError
 from ..scene import Case, Scene
-from ..steps import refused, wait_until
+from ..steps import expect, refused, wait_until
 from ..vm import BOOT_S
 
 # Seconds after it is noted: before the snapshot's moment and after it.

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from .. import disk
 from ..domain_steps import (ABORT_S, ABORTED, HOLDABLE, UNDO_S, Before,
-                            begin_background, expect, good, kill_daemon,
-                            kill_qemu)
+                            begin_background, good, kill_daemon, kill_qemu)
 from ..domain_steps import start as start_domain
 from ..domain import Domain
 from ..libvirt import SystemDaemon, VirshError
 from ..scene import Case, Scene
-from ..steps import refused, wait_until
+from ..steps import expect, refused, wait_until
 
 # libvirt gives it to each QEMU, in a namespace.
 DEVICE = Path('/dev/userfaultfd')
