@@ -12,8 +12,7 @@ from ..hardware import Hardware
 from ..scene import Case, Scene
 from ..sink import FileSink, PipeSink
 from ..slow_disk import SlowDisk
-from ..steps import (SLOW_MB_S, begin_held, expect_active,
-                     expect_mappings)
+from ..steps import SLOW_MB_S, begin_held, expect_active, expect_mappings
 from ..vm import VM
 
 

@@ -107,15 +107,16 @@ qemuSnapshotFilesCommit(virQEMUDriver *driver,
     qemuDomainGetImageIds(cfg, vm->def, overlay, NULL, &uid, &gid);
 
     /* Both are gone if it is their file system that is gone. */
-    if ((rc = qemuSnapshotFilesHas(base->path, uid, gid)) > 0 &&
-        (rc = qemuSnapshotFilesHas(overlay->path, uid, gid)) == 0) {
-        VIR_INFO("Overlay '%s' was merged before", overlay->path);
-        return 0;
-    }
-    if (rc == 0)
-        virReportSystemError(ENOENT, _("cannot access '%1$s'"), base->path);
-    if (rc <= 0)
+    if ((rc = qemuSnapshotFilesHas(base->path, uid, gid)) <= 0) {
+        if (rc == 0)
+            virReportSystemError(ENOENT, _("cannot access '%1$s'"), base->path);
         return -1;
+    }
+    if ((rc = qemuSnapshotFilesHas(overlay->path, uid, gid)) <= 0) {
+        if (rc == 0)
+            VIR_INFO("Overlay '%s' was merged before", overlay->path);
+        return rc;
+    }
     rc = 0;
 
     /* QEMU was told what is below it; the file may say something else. */

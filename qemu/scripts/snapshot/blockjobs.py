@@ -109,14 +109,20 @@ def create_overlay(vm: VM, path: str, size: int, base: str,
         vm.cmd('blockdev-del', node_name=node)
 
 
+def tree_of(filename: str) -> Json:
+    """What QEMU says an image is: more than a name if that is not all."""
+    tree: Json = (json.loads(filename[5:]) if filename.startswith('json:')
+                  else {'filename': filename})
+    return tree
+
+
 def path_of(vm: VM, filename: str) -> str:
     """The file of an image, from what QEMU says.
 
     That is more than a name if the image's base has another name than its
     header has, and relative if that is what the user has given.
     """
-    tree = json.loads(filename[5:]) if filename.startswith('json:') else {
-        'filename': filename}
+    tree: Any = tree_of(filename)
     while isinstance(tree, dict) and 'filename' not in tree:
         tree = tree.get('file', tree.get('file.filename'))
     name = tree['filename'] if isinstance(tree, dict) else tree

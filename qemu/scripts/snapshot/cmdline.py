@@ -10,8 +10,7 @@ import json
 import os
 import re
 from functools import partial
-from typing import (Any, Callable, Collection, Dict, List, Optional,
-                    Tuple)
+from typing import Any, Callable, Collection, Dict, List, Optional, Tuple
 
 from .blockjobs import same_file
 from .errors import Refused

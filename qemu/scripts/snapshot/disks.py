@@ -5,7 +5,6 @@ The VM's disks: which there are, whether they can be snapshotted, and doing
 it, all at one moment.
 """
 
-import json
 import os
 from typing import Any, Dict, List, Optional
 
@@ -29,9 +28,7 @@ def _label(device: Json, node: str) -> str:
 
 def _is_part(filename: str) -> bool:
     """Whether an image is only a part of its file, by what QEMU says."""
-    if not filename.startswith('json:'):
-        return False
-    trees = [json.loads(filename[5:])]
+    trees = [blockjobs.tree_of(filename)]
     while trees:
         tree = trees.pop()
         if 'offset' in tree or 'size' in tree:
