@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Type
 
-from . import env
+from . import disk, env
 from .domain import NAME, TARGETS, Domain
 from .libvirt import Daemon, Virsh, VirshError
 from .scene import Scene
-from .steps import refused, wait_until
+from .steps import expect, refused, wait_until
 from .workload import SelfCheck
 
 # What the guest writes while an image is held has room in it.
@@ -22,6 +22,10 @@ HOLDABLE: Dict[str, Any] = {
 ABORT_S, UNDO_S = 60, 60
 # What a snapshot says that was aborted.
 ABORTED = 'canceled by client'
+# Where none of the workloads is.
+MARKER, MARKER_MB = 'written during the snapshot', 40
+# What else says that waits for the domain meanwhile.
+BUSY = 'cannot acquire state change lock'
 
 
 def start(scene: Scene, emulator: Path = env.QEMU,
@@ -101,6 +105,26 @@ def kill_qemu(domain: Domain, begun: Virsh) -> None:
     [pid] = domain.daemon.pids()
     os.kill(pid, signal.SIGKILL)
     refused('a snapshot without its QEMU', '', begun.finish, VirshError)
+
+
+def write_marker(domain: Domain) -> None:
+    """To the second disk."""
+    mark = domain.console.mark()
+    domain.console.run(f'echo "{MARKER}" | dd of=/dev/vdb bs=1M conv=fsync '
+                       f'seek={MARKER_MB} 2>/dev/null; echo written')
+    domain.console.wait('^written', mark, 30)
+
+
+def expect_marker(path: Path) -> None:
+    expect('the disk', disk.contents(path, MARKER_MB, len(MARKER)),
+           MARKER.encode())
+
+
+def power_off(domain: Domain) -> None:
+    """By the guest, once nobody there uses its disks any more."""
+    domain.console.run(
+        'killall selfcheck; i=0; while [ $i -lt 100 ] && killall -q diskcheck;'
+        ' do i=$((i+1)); sleep 0.1; done; sleep 1; poweroff -f')
 
 
 class Before:

@@ -7,8 +7,8 @@ from typing import Dict, Tuple
 from ..scene import Case
 from . import (changing, choice, command, failing, faults, formats, hotplug,
                kvm, libvirt, libvirt_killed, libvirt_meanwhile, libvirt_system,
-               lifecycle, memory, operating, own_writes, roundtrip, scattered,
-               sensitivity)
+               libvirt_undo, lifecycle, memory, operating, own_writes,
+               roundtrip, scattered, sensitivity)
 
 # By name: the host ('': this machine) and the case.  Those for a host are
 # called <host>/<case>.
@@ -17,5 +17,6 @@ ALL: Dict[str, Tuple[str, Case]] = {
     for module in (sensitivity, roundtrip, formats, scattered, memory,
                    changing, hotplug, choice, lifecycle, failing, operating,
                    faults, command, libvirt, libvirt_killed,
-                   libvirt_meanwhile, libvirt_system, kvm, own_writes)
+                   libvirt_meanwhile, libvirt_undo, libvirt_system, kvm,
+                   own_writes)
     for case in module.CASES for host in case.hosts or ('',)}

@@ -9,9 +9,9 @@ from typing import Any, List
 
 from .. import disk, env
 from ..domain import NAME, TARGETS, Domain
-from ..domain_steps import (ABORT_S, ABORTED, HOLDABLE, Before, arguments,
-                            begin_background, begin_held, good, processed,
-                            revert, start)
+from ..domain_steps import (ABORT_S, ABORTED, BUSY, HOLDABLE, Before,
+                            arguments, begin_background, begin_held, good,
+                            processed, revert, start)
 from ..host import mount_tmpfs, needs_root
 from ..libvirt import Daemon, Events, VirshError
 from ..scene import Case, Scene
@@ -22,8 +22,6 @@ BACKGROUND = ['Suspended', 'Resumed'], 'running'
 PAUSED = ['Suspended'], 'paused'
 LIVE: Any = [], 'running'
 WAS_PAUSED: Any = [], 'paused'
-BUSY = 'cannot acquire state change lock'
-NOT_MERGED = 'could not be merged back'
 
 
 def restore_unmodified(scene: Scene, image: Path, frozen: List[Path]) -> None:
@@ -188,6 +186,19 @@ def failing(scene: Scene) -> None:
         'Suspended', 'Resumed'] * 2)
     domain.prove()
 
+    # The same if the overlays have no more room either, and the guest stops.
+    before = Before(scene, domain)
+    full = room / 'full'
+    full.write_bytes(bytes(30 << 20))
+    refused('no room at all', '', lambda: domain.daemon.virsh(*arguments(
+        scene, 's1', *(word for target in TARGETS for word in (
+            '--diskspec', f'{target},snapshot=external,file={room}/{target}')),
+        image=room / 's1')), VirshError)
+    domain.assert_alive()
+    expect('images', list(room.iterdir()), [full])
+    before.expect()
+    domain.prove()
+
     metadata = domain.daemon.home / '.config/libvirt/qemu/snapshot' / NAME
     metadata.mkdir(parents=True, exist_ok=True, mode=0o555)
     refused('no metadata', 'Permission denied|metadata', lambda:
@@ -224,76 +235,18 @@ def stalls(scene: Scene) -> None:
     good(scene, domain, 's3')
 
 
-def fail_undo(scene: Scene, domain: Domain, name: str) -> None:
-    """An aborted snapshot whose overlays stay: QEMU may not write below."""
-    for path in domain.disks:
-        path.chmod(0o444)
-    begun = begin_background(scene, domain, name)
-    domain.virsh('domjobabort')
-    refused(name, NOT_MERGED, lambda: begun.finish(ABORT_S), VirshError)
-    domain.daemon.full_speed()
-    domain.assert_alive()
-    expect('disks', domain.sources(), [
-        scene.files / f'{target}.{name}' for target in TARGETS])
+def settings_of_qemu(scene: Scene) -> None:
+    """QEMU does not keep what the configuration says for snapshots."""
+    domain = start(scene, snapshot_memory_buffer_size=1 << 20,
+                   snapshot_memory_stall_limit=100)
 
-
-def allow_undo(domain: Domain) -> None:
-    for path in domain.disks:
-        path.chmod(0o644)
-
-
-def undo_retried(scene: Scene) -> None:
-    """By the next snapshot, and by the next daemon, which leave all else."""
-    domain = start(scene, **HOLDABLE)
-    fail_undo(scene, domain, 's1')
-    # The user's, from now on.
-    mine = scene.image('s1')
-    mine.write_text('mine')
-    refused('s2', 'Permission denied', lambda: domain.daemon.virsh(
-        *arguments(scene, 's2')), VirshError)
-    domain.assert_alive()
-    overlays = domain.sources()
-    domain.daemon.restart(**HOLDABLE)
-    expect('disks', domain.sources(), overlays)
-    domain.assert_alive()
-    allow_undo(domain)
-    good(scene, domain, 's2')
-    expect('files', list(scene.files.glob('*s1')), [mine])
-    expect('image', mine.read_text(), 'mine')
-
-
-def undo_overtaken(scene: Scene) -> None:
-    """What became of the disks since is none of the undo's business.
-
-    Neither is a user's job that makes something of them.
-    """
-    domain = start(scene, **HOLDABLE)
-    fail_undo(scene, domain, 's1')
-    domain.disks[1].chmod(0o644)
-    domain.virsh('blockcommit', 'vdb', '--active')
-    domain.daemon.restart(**HOLDABLE)
-    # The daemon tries to undo the snapshot.
-    time.sleep(1)
-    wait_until('its job is ready', lambda: "ready='yes'" in domain.virsh(
-        'dumpxml'))
-    domain.virsh('blockjob', 'vdb', '--pivot')
-    allow_undo(domain)
-    domain.virsh('blockpull', 'vda', '--wait')
-    good(scene, domain, 's2')
-
-
-def undo_by_hand(scene: Scene) -> None:
-    """Files of the same names are another snapshot's then."""
-    domain = start(scene, **HOLDABLE)
-    fail_undo(scene, domain, 's1')
-    allow_undo(domain)
-    for target, overlay in zip(TARGETS, domain.sources()):
-        domain.virsh('blockcommit', target, '--active', '--pivot')
-        overlay.unlink()
-    expect('disks', domain.sources(), domain.disks)
-    domain.daemon.virsh(*arguments(scene, 's1', '--live'))
-    domain.daemon.virsh(*arguments(scene, 's2'))
-    revert(domain, 's2')
+    def parameters() -> List[str]:
+        return [line for line in domain.virsh(
+            'qemu-monitor-command', '--hmp', 'info migrate_parameters'
+            ).splitlines() if line.startswith('snapshot-')]
+    before = parameters()
+    domain.daemon.virsh(*arguments(scene, 's1'))
+    expect('parameters', parameters(), before)
     revert(domain, 's1')
 
 
@@ -303,6 +256,5 @@ CASES = [
           for name in ('raw', 'zstd', 'sparse')),
         ('flags', flags), ('forbidden', forbidden),
         ('stock-qemu', stock_qemu), ('jobs', jobs), ('failing', failing),
-        ('stalls', stalls), ('undo-retried', undo_retried),
-        ('undo-overtaken', undo_overtaken), ('undo-by-hand', undo_by_hand),
+        ('stalls', stalls), ('settings', settings_of_qemu),
     )]

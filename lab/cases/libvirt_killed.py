@@ -5,14 +5,14 @@ SPDX-License-Identifier: GPL-2.0-or-later
 import shlex
 import time
 from functools import partial
-from pathlib import Path
 from typing import List
 
 from .. import disk
 from ..domain import NAME, TARGETS, Domain
 from ..domain_steps import (HOLDABLE, UNDO_S, Before, arguments,
-                            begin_background, begin_early, begin_held, good,
-                            kill_daemon, kill_qemu, processed, start)
+                            begin_background, begin_early, begin_held,
+                            expect_marker, good, kill_daemon, kill_qemu,
+                            processed, start, write_marker)
 from ..libvirt import Virsh, VirshError
 from ..scene import Case, Scene
 from ..steps import expect, refused, wait_until
@@ -24,7 +24,6 @@ MOMENTS = [0, 0, 0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3]
 EARLY = 3
 # Seconds after the overlays are seen to be merged.
 UNDO_MOMENTS = [0, 0.01, 0.03, 0.1]
-MARKER, MARKER_MB = 'written during the snapshot', 40
 # Seconds that a slow qemu-img takes.
 MERGE_S = 5
 
@@ -135,19 +134,6 @@ def undo_killed(scene: Scene) -> None:
         before.expect(within=UNDO_S)
         domain.prove()
     good(scene, domain, 's1')
-
-
-def write_marker(domain: Domain) -> None:
-    """Where none of the workloads is."""
-    mark = domain.console.mark()
-    domain.console.run(f'echo "{MARKER}" | dd of=/dev/vdb bs=1M conv=fsync '
-                       f'seek={MARKER_MB} 2>/dev/null; echo written')
-    domain.console.wait('^written', mark, 30)
-
-
-def expect_marker(path: Path) -> None:
-    expect('the disk', disk.contents(path, MARKER_MB, len(MARKER)),
-           MARKER.encode())
 
 
 def qemu_killed(with_daemon: bool, scene: Scene) -> None:

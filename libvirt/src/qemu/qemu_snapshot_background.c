@@ -32,6 +32,7 @@
 #include "qemu_process.h"
 #include "qemu_saveimage.h"
 #include "qemu_snapshot.h"
+#include "qemu_snapshot_left.h"
 #include "qemu_snapshot_undo.h"
 
 #include "snapshot_conf.h"
@@ -99,7 +100,7 @@ qemuSnapshotBackgroundBegin(virQEMUDriver *driver,
     bool wanted = snapdef->memory == VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL &&
         qemuSnapshotBackgroundIsWanted(vm, cfg, flags);
 
-    if (!virDomainObjIsActive(vm) || qemuSnapshotUndoRetry(driver, vm) == 0)
+    if (!virDomainObjIsActive(vm) || qemuSnapshotLeftRetry(driver, vm) == 0)
         return 0;
 
     if (wanted || virDomainObjCheckActive(vm) < 0)
@@ -215,6 +216,25 @@ qemuSnapshotBackgroundIsSaving(virDomainObj *vm)
 }
 
 
+/* Autodestroy takes the job away from us before it ends the domain. */
+static int
+qemuSnapshotBackgroundCheckJob(virDomainObj *vm)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+
+    if (virDomainObjCheckActive(vm) < 0)
+        return -1;
+
+    if (priv->beingDestroyed || !vm->job->current) {
+        virReportError(VIR_ERR_OPERATION_FAILED, "%s",
+                       _("domain is being destroyed"));
+        return -1;
+    }
+
+    return 0;
+}
+
+
 /* Wait, as long as QEMU saves, until the domain is not in @state any more. */
 static int
 qemuSnapshotBackgroundWaitState(virDomainObj *vm,
@@ -274,6 +294,8 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
     }
 
     done = qemuSnapshotDiskCreate(data->disks) == 0;
+    if (qemuSnapshotBackgroundCheckJob(vm) < 0)
+        goto cleanup;
 
     /* Whether QEMU goes on or is cancelled, it resumes the domain. */
     if (qemuProcessStartCPUsPrepare(priv->driver, vm, VIR_DOMAIN_RUNNING_UNPAUSED) < 0 ||
@@ -284,7 +306,8 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
     vm->job->current->stopped = 0;
 
     if (qemuMigrationSrcContinue(vm, QEMU_MONITOR_MIGRATION_STATUS_PRE_SWITCHOVER,
-                                 VIR_ASYNC_JOB_SNAPSHOT) < 0)
+                                 VIR_ASYNC_JOB_SNAPSHOT) < 0 ||
+        qemuSnapshotBackgroundCheckJob(vm) < 0)
         goto cleanup;
 
     if (qemuSnapshotBackgroundWaitState(vm, VIR_DOMAIN_PAUSED) < 0)
@@ -297,6 +320,7 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
     /* allow the migration job to be cancelled or the domain to be paused */
     qemuDomainObjSetAsyncJobMask(vm, (VIR_JOB_DEFAULT_MASK |
                                       JOB_MASK(VIR_JOB_SUSPEND) |
+                                      JOB_MASK(VIR_JOB_MODIFY_MIGRATION_SAFE) |
                                       JOB_MASK(VIR_JOB_MIGRATION_OP)));
     return ret;
 }
@@ -316,12 +340,14 @@ qemuSnapshotBackgroundAbandon(virQEMUDriver *driver,
 {
     qemuDomainObjPrivate *priv = vm->privateData;
     virErrorPtr orig_err = NULL;
+    int reason;
     int rc;
 
     if (!priv->snapshotBackground)
         return;
 
     virErrorPreserveLast(&orig_err);
+    qemuDomainObjSetAsyncJobMask(vm, QEMU_SNAPSHOT_UNDO_JOB_MASK);
 
     if ((rc = qemuSnapshotUndo(driver, vm)) < 0) {
         g_autofree char *why = g_strdup(virGetLastErrorMessage());
@@ -330,7 +356,17 @@ qemuSnapshotBackgroundAbandon(virQEMUDriver *driver,
                        _("%1$s; and the overlays of its disks could not be merged back: %2$s"),
                        orig_err ? orig_err->message : "", why);
         g_clear_pointer(&orig_err, virFreeError);
+        virErrorPreserveLast(&orig_err);
     }
+
+    /* It ran when the snapshot began. The image, which has gone, may have left
+     * its disks no room. */
+    if (virDomainObjIsActive(vm) &&
+        virDomainObjGetState(vm, &reason) == VIR_DOMAIN_PAUSED &&
+        reason == VIR_DOMAIN_PAUSED_IOERROR &&
+        qemuProcessStartCPUs(driver, vm, VIR_DOMAIN_RUNNING_UNPAUSED,
+                             VIR_ASYNC_JOB_SNAPSHOT) < 0)
+        VIR_WARN("Cannot resume domain '%s'", vm->def->name);
 
     qemuSnapshotUndoEnd(driver, vm, rc);
 
@@ -370,6 +406,10 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
     g_autoptr(virQEMUSaveData) data = NULL;
     g_autoptr(virCommand) compressor = NULL;
     g_autoptr(qemuMigrationParams) params = NULL;
+    g_autoptr(qemuMigrationParams) origParams = NULL;
+    /* QEMU refuses more than there is memory */
+    unsigned int bufferMiB = MIN(cfg->snapshotMemoryBufferSize,
+                                 virDomainDefGetMemoryTotal(vm->def) / 1024);
     g_autoptr(qemuSaveImageFile) image = NULL;
     g_autoptr(qemuSnapshotDiskContext) disks = NULL;
     qemuSnapshotBackgroundData paused = { NULL, false };
@@ -383,9 +423,9 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
                                   &params) < 0)
         return -1;
 
-    if (qemuMigrationParamsSetBackgroundSnapshot(params,
-                                                 cfg->snapshotMemoryBufferSize,
-                                                 cfg->snapshotMemoryStallLimit) < 0)
+    if (qemuMigrationParamsSetBackgroundSnapshot(params, bufferMiB,
+                                                 cfg->snapshotMemoryStallLimit) < 0 ||
+        qemuMigrationParamsFetch(vm, VIR_ASYNC_JOB_SNAPSHOT, &origParams) < 0)
         return -1;
 
     if (qemuSnapshotUndoRemember(driver, vm, snapdef, reuse) < 0)
@@ -414,10 +454,15 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
     qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
     priv->pausedReason = VIR_DOMAIN_PAUSED_UNKNOWN;
 
+    virErrorPreserveLast(&orig_err);
+    if (virDomainObjIsActive(vm) &&
+        qemuMigrationParamsResetBackgroundSnapshot(vm, VIR_ASYNC_JOB_SNAPSHOT,
+                                                   origParams) < 0)
+        VIR_WARN("Domain '%s' keeps parameters of its snapshot", vm->def->name);
+
     if (ret == 0)
         return 0;
 
-    virErrorPreserveLast(&orig_err);
     /* First of all the guest goes on. */
     if (!paused.resumed && qemuSnapshotUndoResume(driver, vm) < 0)
         VIR_WARN("Cannot resume domain '%s'", vm->def->name);

@@ -78,12 +78,28 @@ qemuSnapshotFilesHas(const char *path,
 }
 
 
+/* Whether the name and the format are all that there is to know of an image. */
+static bool
+qemuSnapshotFilesIsPlain(virStorageSource *image)
+{
+    virStorageSource *src;
+
+    for (src = image; virStorageSourceIsBacking(src); src = src->backingStore) {
+        if (src->encryption || src->sliceStorage || src->fdgroup)
+            return false;
+    }
+
+    return virStorageSourceIsLocalStorage(image);
+}
+
+
 /* By qemu-img. Gives up the lock of @vm. */
 static int
 qemuSnapshotFilesCommit(virQEMUDriver *driver,
                         virDomainObj *vm,
                         virStorageSource *overlay,
-                        virStorageSource *base)
+                        virStorageSource *base,
+                        bool isDisk)
 {
     g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
     const char *format = virStorageFileFormatTypeToString(overlay->format);
@@ -96,8 +112,9 @@ qemuSnapshotFilesCommit(virQEMUDriver *driver,
     size_t i;
     int rc = 0;
 
-    if (!virStorageSourceIsLocalStorage(overlay) ||
-        !virStorageSourceIsLocalStorage(base) || overlay->encryption) {
+    /* qemu-img would be told too little of what a part of a file is, or one that
+     * is encrypted: it would write where, and what, it should not. */
+    if (!qemuSnapshotFilesIsPlain(overlay) || !qemuSnapshotFilesIsPlain(base)) {
         virReportError(VIR_ERR_OPERATION_UNSUPPORTED,
                        _("overlay '%1$s' cannot be merged without QEMU"),
                        NULLSTR(overlay->path));
@@ -113,8 +130,11 @@ qemuSnapshotFilesCommit(virQEMUDriver *driver,
         return -1;
     }
     if ((rc = qemuSnapshotFilesHas(overlay->path, uid, gid)) <= 0) {
-        if (rc == 0)
-            VIR_INFO("Overlay '%s' was merged before", overlay->path);
+        /* What was merged before is not the definition's any more. */
+        if (rc == 0 && isDisk) {
+            virReportSystemError(ENOENT, _("cannot access '%1$s'"), overlay->path);
+            return -1;
+        }
         return rc;
     }
     rc = 0;
@@ -151,6 +171,24 @@ qemuSnapshotFilesCommit(virQEMUDriver *driver,
 }
 
 
+/* To be called whenever the lock was given up: autodestroy takes the job away,
+ * and then the domain may be started. */
+static int
+qemuSnapshotFilesCheck(virDomainObj *vm,
+                       virDomainSnapshotDef *snapdef)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+
+    if (!virDomainObjIsActive(vm) && priv->snapshotBackground == snapdef &&
+        priv->snapshotBackgroundOverlays)
+        return 0;
+
+    virReportError(VIR_ERR_OPERATION_INVALID,
+                   _("domain '%1$s' was started"), vm->def->name);
+    return -1;
+}
+
+
 /* The file, and the definition if there is one. */
 static int
 qemuSnapshotFilesMergeOne(virQEMUDriver *driver,
@@ -166,6 +204,8 @@ qemuSnapshotFilesMergeOne(virQEMUDriver *driver,
                                                    snapdisk->name);
     virDomainDiskDef *old = NULL;
     virDomainDiskDef *disk = NULL;
+    uid_t uid;
+    gid_t gid;
 
     if (overlay == QEMU_SNAPSHOT_UNDO_OVERLAY_KEEP) {
         virReportError(VIR_ERR_OPERATION_UNSUPPORTED,
@@ -184,11 +224,20 @@ qemuSnapshotFilesMergeOne(virQEMUDriver *driver,
         return -1;
     }
 
-    if (overlay == QEMU_SNAPSHOT_UNDO_OVERLAY_TOP &&
-        qemuSnapshotFilesCommit(driver, vm, snapdisk->src, base->src) < 0)
-        return -1;
-
     disk = virDomainDiskByTarget(vm->def, snapdisk->name);
+
+    if (overlay == QEMU_SNAPSHOT_UNDO_OVERLAY_TOP) {
+        bool isDisk = disk && virStorageSourceIsSameLocation(disk->src,
+                                                             snapdisk->src);
+
+        if (qemuSnapshotFilesCommit(driver, vm, snapdisk->src, base->src,
+                                    isDisk) < 0 ||
+            qemuSnapshotFilesCheck(vm, snapdef) < 0)
+            return -1;
+
+        disk = virDomainDiskByTarget(vm->def, snapdisk->name);
+    }
+
     if (disk && virStorageSourceIsSameLocation(disk->src, snapdisk->src)) {
         virStorageSource *src = virStorageSourceCopy(old->src, true);
 
@@ -202,9 +251,11 @@ qemuSnapshotFilesMergeOne(virQEMUDriver *driver,
             return -1;
     }
 
+    qemuDomainGetImageIds(cfg, vm->def, snapdisk->src, NULL, &uid, &gid);
+
     if (!priv->snapshotBackgroundReuse &&
         snapdisk->src->type == VIR_STORAGE_TYPE_FILE &&
-        unlink(snapdisk->src->path) < 0 && errno != ENOENT) {
+        virFileRemove(snapdisk->src->path, uid, gid) < 0 && errno != ENOENT) {
         virReportSystemError(errno, _("cannot remove overlay '%1$s'"),
                              snapdisk->src->path);
         return -1;
@@ -238,12 +289,8 @@ qemuSnapshotFilesMerge(virQEMUDriver *driver,
     for (i = 0; i < snapdef->ndisks; i++) {
         virDomainSnapshotDiskDef *snapdisk = snapdef->disks + i;
 
-        /* the lock was given up */
-        if (virDomainObjIsActive(vm) || !priv->snapshotBackgroundOverlays) {
-            virReportError(VIR_ERR_OPERATION_INVALID,
-                           _("domain '%1$s' was started"), vm->def->name);
+        if (qemuSnapshotFilesCheck(vm, snapdef) < 0)
             return -1;
-        }
 
         if (snapdisk->snapshot == VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL &&
             qemuSnapshotFilesMergeOne(driver, vm, snapdef, snapdisk,

@@ -52,13 +52,23 @@ VIR_LOG_INIT("qemu.qemu_snapshot_undo");
 #define QEMU_SNAPSHOT_UNDO_PATIENCE 3000
 
 
-/* What the domain, as it runs or has just run, uses the file for. */
-static qemuSnapshotUndoOverlay
+/**
+ * qemuSnapshotUndoLookAt:
+ * @def: live definition of a domain that runs, or has just run
+ * @snapdef: definition of an external snapshot that was not completed
+ * @snapdisk: what it was to make of a disk
+ *
+ * Returns what the domain uses the file for that was to be the overlay. It is
+ * unused only if its disk is the one that there was before.
+ */
+qemuSnapshotUndoOverlay
 qemuSnapshotUndoLookAt(virDomainDef *def,
                        virDomainSnapshotDef *snapdef,
                        virDomainSnapshotDiskDef *snapdisk)
 {
     virDomainDiskDef *disk = virDomainDiskByTarget(def, snapdisk->name);
+    virDomainDiskDef *base = virDomainDiskByTarget(snapdef->parent.dom,
+                                                   snapdisk->name);
     size_t i;
 
     if (!disk)
@@ -66,6 +76,10 @@ qemuSnapshotUndoLookAt(virDomainDef *def,
 
     if (qemuSnapshotDiskIsOverlay(disk, snapdef, snapdisk))
         return QEMU_SNAPSHOT_UNDO_OVERLAY_TOP;
+
+    /* It may have been the disk until the user made that something else. */
+    if (!base || !virStorageSourceIsSameLocation(disk->src, base->src))
+        return QEMU_SNAPSHOT_UNDO_OVERLAY_KEEP;
 
     for (i = 0; i < def->ndisks; i++) {
         virStorageSource *src;
@@ -152,23 +166,37 @@ qemuSnapshotUndoStopped(virDomainObj *vm)
 }
 
 
-/* Whether the process is there; libvirt may not know of its end yet. */
+/* Whether QEMU has ended, or is about to; libvirt may not know of it yet: the
+ * monitor tells before the worker knows, and long before the process ends that
+ * has much memory. */
 static bool
-qemuSnapshotUndoHasQEMU(virDomainObj *vm)
+qemuSnapshotUndoIsEnding(virDomainObj *vm)
 {
-    return virDomainObjIsActive(vm) && virProcessKill(vm->pid, 0) == 0;
+    qemuDomainObjPrivate *priv = vm->privateData;
+    g_autoptr(virError) monitor = priv->mon ? qemuMonitorLastError(priv->mon) : NULL;
+    bool reboots = priv->fakeReboot ||
+        vm->def->onPoweroff == VIR_DOMAIN_LIFECYCLE_ACTION_RESTART;
+
+    return priv->beingDestroyed || !priv->mon || monitor ||
+        (!reboots && virDomainObjGetState(vm, NULL) == VIR_DOMAIN_SHUTDOWN) ||
+        virProcessKill(vm->pid, 0) < 0;
 }
 
 
-/* Wait until qemuProcessStop(), in another thread, has done all of its work. */
-static void
+/**
+ * qemuSnapshotUndoWaitStopped:
+ * @vm: domain, in a snapshot job
+ *
+ * If QEMU is about to end, wait until qemuProcessStop(), in another thread, has
+ * done all of its work.
+ */
+void
 qemuSnapshotUndoWaitStopped(virDomainObj *vm)
 {
-    qemuDomainObjPrivate *priv = vm->privateData;
     size_t patience = QEMU_SNAPSHOT_UNDO_PATIENCE;
 
     while (virDomainObjIsActive(vm) && patience > 0 &&
-           (priv->beingDestroyed || !qemuSnapshotUndoHasQEMU(vm))) {
+           qemuSnapshotUndoIsEnding(vm)) {
         virObjectUnlock(vm);
         g_usleep(10 * 1000);
         virObjectLock(vm);
@@ -265,9 +293,8 @@ qemuSnapshotUndo(virQEMUDriver *driver,
             ret = qemuSnapshotMergeOverlays(vm, snapdef,
                                             priv->snapshotBackgroundReuse);
 
-        /* QEMU may have ended meanwhile: its monitor tells before the worker
-         * knows. */
-        if (ret < 0 && (priv->beingDestroyed || !qemuSnapshotUndoHasQEMU(vm)))
+        /* meanwhile */
+        if (ret < 0)
             qemuSnapshotUndoWaitStopped(vm);
 
         if (!virDomainObjIsActive(vm))
@@ -275,139 +302,6 @@ qemuSnapshotUndo(virQEMUDriver *driver,
     }
 
     return ret;
-}
-
-
-/* Have QEMU forget the overlays that it has, but uses for no disk.
- * Returns 1 if it has no other, 0 if it does use one, -1 on error. */
-static int
-qemuSnapshotUndoDeleteNodes(virDomainObj *vm)
-{
-    qemuDomainObjPrivate *priv = vm->privateData;
-    g_autoptr(GHashTable) nodes = NULL;
-    /* who refers to whom */
-    const char *suffixes[] = { "-format", "-storage" };
-    size_t i;
-    int ret = 1;
-
-    if (!(nodes = qemuBlockGetNamedNodeData(vm, VIR_ASYNC_JOB_SNAPSHOT)))
-        return -1;
-
-    for (i = 0; i < G_N_ELEMENTS(suffixes); i++) {
-        GHashTableIter iter;
-        void *name;
-
-        g_hash_table_iter_init(&iter, nodes);
-        while (g_hash_table_iter_next(&iter, &name, NULL)) {
-            unsigned long long id;
-            int rc;
-
-            if (!qemuSnapshotParseNodename(name, suffixes[i], &id) ||
-                id <= priv->snapshotBackgroundNodes)
-                continue;
-
-            if (qemuDomainObjEnterMonitorAsync(vm, VIR_ASYNC_JOB_SNAPSHOT) < 0)
-                return -1;
-            rc = qemuMonitorBlockdevDel(priv->mon, name);
-            qemuDomainObjExitMonitor(vm);
-
-            if (rc < 0)
-                ret = 0;
-            /* if it was not saved before the daemon ended */
-            priv->nodenameindex = MAX(priv->nodenameindex, id);
-        }
-    }
-
-    return ret;
-}
-
-
-/* Overlays that were created, but that the domain does not use. */
-static int
-qemuSnapshotUndoDiscardUnused(virQEMUDriver *driver,
-                              virDomainObj *vm,
-                              virDomainSnapshotDef *snapdef)
-{
-    qemuDomainObjPrivate *priv = vm->privateData;
-    bool used = qemuSnapshotUndoDeleteNodes(vm) != 1;
-    size_t i;
-    int ret = 0;
-
-    for (i = 0; i < snapdef->ndisks; i++) {
-        virDomainSnapshotDiskDef *snapdisk = snapdef->disks + i;
-        qemuSnapshotUndoOverlay overlay = qemuSnapshotUndoLookAt(vm->def, snapdef,
-                                                                 snapdisk);
-        struct stat sb;
-
-        if (snapdisk->snapshot != VIR_DOMAIN_SNAPSHOT_LOCATION_EXTERNAL ||
-            overlay == QEMU_SNAPSHOT_UNDO_OVERLAY_TOP)
-            continue;
-
-        if (used || overlay == QEMU_SNAPSHOT_UNDO_OVERLAY_KEEP) {
-            VIR_WARN("Overlay '%s' of domain '%s' may be in use",
-                     NULLSTR(snapdisk->src->path), vm->def->name);
-            continue;
-        }
-
-        if (priv->snapshotBackgroundReuse)
-            continue;
-
-        qemuDomainStorageSourceAccessRevoke(driver, vm, snapdisk->src);
-
-        if (virStorageSourceIsLocalStorage(snapdisk->src) &&
-            stat(snapdisk->src->path, &sb) == 0 && S_ISREG(sb.st_mode) &&
-            unlink(snapdisk->src->path) < 0) {
-            virReportSystemError(errno, _("cannot remove overlay '%1$s'"),
-                                 snapdisk->src->path);
-            ret = -1;
-        }
-    }
-
-    return ret;
-}
-
-
-/* Whether nothing was missing when the daemon ended but to forget it. */
-static bool
-qemuSnapshotUndoIsComplete(virDomainObj *vm,
-                           virDomainSnapshotDef *snapdef)
-{
-    virDomainMomentObj *snap = virDomainSnapshotFindByName(vm->snapshots,
-                                                           snapdef->parent.name);
-
-    return snap && snap->def->creationTime == snapdef->parent.creationTime;
-}
-
-
-/* What another daemon has left, or an undo that failed. */
-static int
-qemuSnapshotUndoLeft(virQEMUDriver *driver,
-                     virDomainObj *vm)
-{
-    qemuDomainObjPrivate *priv = vm->privateData;
-    g_autoptr(virDomainSnapshotDef) snapdef = virObjectRef(priv->snapshotBackground);
-    int rc = 0;
-
-    if (virDomainObjIsActive(vm)) {
-        rc = qemuSnapshotDetectOverlays(vm, snapdef, VIR_ASYNC_JOB_SNAPSHOT);
-
-        /* Not before it is noted which files are its disks. After an undo that
-         * failed it is none of ours. */
-        if (!priv->snapshotBackgroundFailed &&
-            qemuSnapshotUndoResume(driver, vm) < 0)
-            VIR_WARN("Cannot resume domain '%s'", vm->def->name);
-    }
-
-    if (qemuSnapshotUndoIsComplete(vm, snapdef))
-        return 0;
-
-    if (rc < 0 || qemuSnapshotUndo(driver, vm) < 0)
-        return -1;
-
-    if (virDomainObjIsActive(vm))
-        return qemuSnapshotUndoDiscardUnused(driver, vm, snapdef);
-
-    return 0;
 }
 
 
@@ -539,161 +433,4 @@ qemuSnapshotUndoEnd(virQEMUDriver *driver,
     priv->snapshotBackgroundFailed = true;
     priv->snapshotBackgroundAhead = false;
     qemuDomainSaveStatus(vm);
-}
-
-
-/**
- * qemuSnapshotUndoRetry:
- * @driver: qemu driver
- * @vm: active domain, in a snapshot job
- *
- * Undo what an undo that failed has left. Does nothing if there is nothing.
- *
- * Returns 0 if nothing is left, -1 on error.
- */
-int
-qemuSnapshotUndoRetry(virQEMUDriver *driver,
-                      virDomainObj *vm)
-{
-    qemuDomainObjPrivate *priv = vm->privateData;
-    g_autoptr(virDomainSnapshotDef) snapdef = virObjectRef(priv->snapshotBackground);
-    int rc;
-
-    if (!snapdef)
-        return 0;
-
-    priv->snapshotBackgroundAhead = true;
-    qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
-
-    if ((rc = qemuSnapshotUndoLeft(driver, vm)) < 0) {
-        g_autofree char *why = g_strdup(virGetLastErrorMessage());
-
-        virReportError(VIR_ERR_OPERATION_FAILED,
-                       _("the overlays of snapshot '%1$s', which has failed, could not be merged back: %2$s"),
-                       snapdef->parent.name, why);
-    }
-
-    qemuSnapshotUndoEnd(driver, vm, rc);
-    qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_NONE);
-
-    if (rc < 0)
-        return -1;
-
-    return virDomainObjCheckActive(vm);
-}
-
-
-/* Until QEMU has ended the jobs of an undo in which the daemon ended: they are
- * cancelled by now. */
-static void
-qemuSnapshotUndoWaitBlockJobs(virDomainObj *vm)
-{
-    g_autoptr(virDomainSnapshotDef) snapdef =
-        virObjectRef(QEMU_DOMAIN_PRIVATE(vm)->snapshotBackground);
-    size_t patience = QEMU_SNAPSHOT_UNDO_PATIENCE;
-    size_t i;
-
-    for (i = 0; i < snapdef->ndisks; i++) {
-        while (virDomainObjIsActive(vm) && patience > 0) {
-            virDomainDiskDef *disk = virDomainDiskByTarget(vm->def,
-                                                           snapdef->disks[i].name);
-            g_autoptr(qemuBlockJobData) job = disk ? qemuBlockJobDiskGetJob(disk) : NULL;
-
-            if (!job)
-                break;
-
-            virObjectUnlock(vm);
-            g_usleep(10 * 1000);
-            virObjectLock(vm);
-            patience--;
-        }
-    }
-}
-
-
-/**
- * qemuSnapshotUndoRecoverJob:
- * @vm: domain that has the notes of a snapshot
- * @job: what it did when the daemon ended
- *
- * To be called before that job is recovered, and the domain is resumed.
- */
-void
-qemuSnapshotUndoRecoverJob(virDomainObj *vm,
-                           virDomainJobObj *job)
-{
-    qemuDomainObjPrivate *priv = vm->privateData;
-    qemuDomainJobPrivate *jobPriv = job->privateData;
-    int reason;
-
-    /* What jobs there are, or paused it, is not ours. */
-    if (priv->snapshotBackgroundFailed)
-        return;
-
-    /* A daemon that ended early, too, may have noted that there is none. */
-    if (job->asyncJob == VIR_ASYNC_JOB_NONE)
-        job->asyncJob = VIR_ASYNC_JOB_SNAPSHOT;
-    if (job->asyncJob != VIR_ASYNC_JOB_SNAPSHOT)
-        return;
-
-    if (jobPriv)
-        jobPriv->snapshotDelete = true;
-
-    if (virDomainObjGetState(vm, &reason) == VIR_DOMAIN_PAUSED &&
-        (reason == VIR_DOMAIN_PAUSED_SNAPSHOT ||
-         reason == VIR_DOMAIN_PAUSED_MIGRATION ||
-         reason == VIR_DOMAIN_PAUSED_UNKNOWN))
-        priv->snapshotBackgroundResume = true;
-
-    if (qemuSnapshotDetectOverlays(vm, priv->snapshotBackground,
-                                   VIR_ASYNC_JOB_NONE) < 0)
-        VIR_WARN("Cannot tell what the disks of domain '%s' are",
-                 vm->def->name);
-}
-
-
-/**
- * qemuSnapshotUndoRecover:
- * @driver: qemu driver
- * @vm: domain, without a job
- *
- * Undo a snapshot that was being taken when the daemon ended.
- */
-void
-qemuSnapshotUndoRecover(virQEMUDriver *driver,
-                        virDomainObj *vm)
-{
-    qemuDomainObjPrivate *priv = vm->privateData;
-    g_autoptr(qemuMigrationParams) params = NULL;
-    int rc = 0;
-
-    if (!priv->snapshotBackground)
-        return;
-
-    /* Their events need a job of their own. */
-    if (!priv->snapshotBackgroundFailed)
-        qemuSnapshotUndoWaitBlockJobs(vm);
-
-    if (virDomainObjBeginAsyncJob(vm, VIR_ASYNC_JOB_SNAPSHOT,
-                                  VIR_DOMAIN_JOB_OPERATION_SNAPSHOT, 0) < 0) {
-        VIR_WARN("Cannot undo a snapshot of domain '%s'", vm->def->name);
-        qemuSnapshotUndoEnd(driver, vm, -1);
-        return;
-    }
-
-    qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
-
-    if (priv->snapshotBackground &&
-        (rc = qemuSnapshotUndoLeft(driver, vm)) < 0)
-        VIR_WARN("Domain '%s' keeps overlays of a snapshot that was not completed",
-                 vm->def->name);
-
-    if (virDomainObjIsActive(vm) &&
-        (!(params = qemuMigrationParamsNew()) ||
-         qemuMigrationParamsApply(vm, VIR_ASYNC_JOB_SNAPSHOT, params, 0) < 0))
-        VIR_WARN("Domain '%s' keeps migration capabilities", vm->def->name);
-
-    qemuSnapshotUndoEnd(driver, vm, rc);
-
-    virDomainObjEndAsyncJob(vm);
 }

@@ -22,7 +22,11 @@
 
 #pragma once
 
-#include "qemu_conf.h"
+#include "qemu_domain.h"
+
+/* An undo cannot be aborted. */
+#define QEMU_SNAPSHOT_UNDO_JOB_MASK (JOB_MASK(VIR_JOB_QUERY) | \
+                                     JOB_MASK(VIR_JOB_DESTROY))
 
 int
 qemuSnapshotUndoRemember(virQEMUDriver *driver,
@@ -47,23 +51,19 @@ qemuSnapshotUndoEnd(virQEMUDriver *driver,
                     int result);
 
 int
-qemuSnapshotUndoRetry(virQEMUDriver *driver,
-                      virDomainObj *vm);
-
-int
 qemuSnapshotUndoResume(virQEMUDriver *driver,
                        virDomainObj *vm);
 
 bool
 qemuSnapshotUndoIsAhead(virDomainObj *vm);
 
+qemuSnapshotUndoOverlay
+qemuSnapshotUndoLookAt(virDomainDef *def,
+                       virDomainSnapshotDef *snapdef,
+                       virDomainSnapshotDiskDef *snapdisk);
+
+void
+qemuSnapshotUndoWaitStopped(virDomainObj *vm);
+
 void
 qemuSnapshotUndoStopped(virDomainObj *vm);
-
-void
-qemuSnapshotUndoRecoverJob(virDomainObj *vm,
-                           virDomainJobObj *job);
-
-void
-qemuSnapshotUndoRecover(virQEMUDriver *driver,
-                        virDomainObj *vm);

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from .errors import SnapshotError
 from .vm import CommandFailed, VM
@@ -32,7 +32,8 @@ def nothing() -> None:
 
 
 def _run(vm: VM, job: str, meanwhile: Callable[[], None],
-         completing: Callable[[], None]) -> None:
+         completing: Callable[[], None],
+         finalizing: Callable[[], None] = nothing) -> None:
     """Wait until a job has ended; raise its error."""
     told = False
     try:
@@ -42,6 +43,10 @@ def _run(vm: VM, job: str, meanwhile: Callable[[], None],
             if state['status'] == 'ready' and not told:
                 completing()
                 vm.cmd('job-complete', id=job)
+                told = True
+            elif state['status'] == 'pending' and not told:
+                finalizing()
+                vm.cmd('job-finalize', id=job)
                 told = True
             elif state['status'] == 'concluded':
                 break
@@ -78,11 +83,30 @@ def _cancel(vm: VM, job: str) -> None:
         pass  # What was wrong in the first place is what to report
 
 
-def _end_left(vm: VM) -> None:
-    """End the commit job of a program that was killed."""
-    for job in vm.cmd('query-jobs'):
-        if job['id'].startswith('snap-commit-'):
-            _cancel(vm, job['id'])
+def tidy(vm: VM) -> None:
+    """End the jobs of a program that was killed; raise if one stays.
+
+    Only then does what the VM uses tell whether an overlay is merged.  The
+    node of an overlay that was being created goes as well.
+    """
+    for tries_left in 1, 0:
+        left = [job['id'] for job in vm.cmd('query-jobs')
+                if job['id'].startswith(('snap-commit-', 'snap-create-'))]
+        if left and not tries_left:
+            raise SnapshotError(f'the job {left[0]} does not end')
+        for job in left:
+            _cancel(vm, job)
+    for node in vm.cmd('query-named-block-nodes', flat=True):
+        if node['node-name'].startswith('snap-new-'):
+            _drop(vm, node['node-name'])
+
+
+def _drop(vm: VM, node: str) -> None:
+    """Have QEMU forget a node, unless it is in use or not ours to drop."""
+    try:
+        vm.cmd('blockdev-del', node_name=node)
+    except CommandFailed:
+        pass
 
 
 def create(vm: VM, options: Json) -> None:
@@ -93,13 +117,16 @@ def create(vm: VM, options: Json) -> None:
 
 
 def create_overlay(vm: VM, path: str, size: int, base: str,
-                   base_format: str) -> None:
+                   base_format: str, made: Callable[[], None]) -> None:
     """Create an overlay without opening its base, which is in use.
+
+    @made is called when there is a file, in which is nothing yet.
 
     Not by blockdev-snapshot-sync, for which the VM would have to wait, and
     which leaves the base's name as the user wrote it, relative to wherever.
     """
     create(vm, {'driver': 'file', 'filename': path, 'size': 0})
+    made()
     node = unique('new')
     vm.cmd('blockdev-add', driver='file', node_name=node, filename=path)
     try:
@@ -126,7 +153,7 @@ def path_of(vm: VM, filename: str) -> str:
     while isinstance(tree, dict) and 'filename' not in tree:
         tree = tree.get('file', tree.get('file.filename'))
     name = tree['filename'] if isinstance(tree, dict) else tree
-    return os.path.join(vm.cwd, str(name))
+    return os.path.join(vm.cwd or '', str(name))
 
 
 def same_file(one: str, other: str) -> bool:
@@ -137,11 +164,22 @@ def same_file(one: str, other: str) -> bool:
         return one == other
 
 
+def _is(vm: VM, name: str, path: str) -> bool:
+    """Whether a name that path_of() has returned is of a file."""
+    if os.path.isabs(name):
+        return same_file(name, path)
+    if os.path.basename(name) == os.path.basename(path):
+        raise SnapshotError(f'the VM at {vm.address} uses {name}, and nobody '
+                            f'tells whether that is {path}: give a unix '
+                            'socket, and see its process in /proc')
+    return False
+
+
 def node_of(vm: VM, path: str) -> Optional[str]:
     """The node of the VM's block graph that has the format of an image."""
     for node in vm.cmd('query-named-block-nodes', flat=True):
-        if node['drv'] not in PROTOCOLS and same_file(
-                path_of(vm, node['file']), path):
+        if node['drv'] not in PROTOCOLS and _is(
+                vm, path_of(vm, node['file']), path):
             return str(node['node-name'])
     return None
 
@@ -160,7 +198,7 @@ def root_of(vm: VM, path: str) -> Optional[str]:
     """The node at the top of the disk that an image is part of."""
     for device in vm.cmd('query-block'):
         inserted = device.get('inserted')
-        if inserted and any(same_file(name, path)
+        if inserted and any(_is(vm, name, path)
                             for name in chain(vm, inserted['image'])):
             return str(inserted['node-name'])
     return None
@@ -175,22 +213,38 @@ def merge(vm: VM, overlay: str, base: str,
     afterwards: @completing is called just before.  @meanwhile may raise until
     then.  The overlay's file is left alone.
     """
-    _end_left(vm)
+    top, bottom, root = nodes(vm, overlay, base)
+    job = unique('commit')
+    arguments: Json = {} if top == root else {
+        # What is above it gets a name that holds from any directory
+        'backing_file': os.path.abspath(base), 'auto_finalize': False}
+
+    def flush() -> None:
+        # Or the header above says that the base has all before it does
+        said = vm.cmd('human-monitor-command',
+                      command_line=f'qemu-io {bottom} "flush"')
+        if said.strip():
+            raise SnapshotError(f'{base} cannot be flushed: {said.strip()}')
+    vm.cmd('block-commit', job_id=job, device=root, top_node=top,
+           base_node=bottom, auto_dismiss=False, **arguments)
+    _run(vm, job, meanwhile, completing, flush)
+    forget(vm, overlay)
+
+
+def nodes(vm: VM, overlay: str, base: str) -> Tuple[str, str, str]:
+    """The nodes of both, and of what is on top; raise if there are not all."""
     top, bottom = node_of(vm, overlay), node_of(vm, base)
     root = root_of(vm, overlay)
     if top is None or bottom is None or root is None:
         raise SnapshotError(f'the VM does not use {overlay} on {base}')
-    job = unique('commit')
-    arguments = {} if top == root else {
-        # What is above it gets a name that holds from any directory
-        'backing_file': os.path.abspath(base)}
-    vm.cmd('block-commit', job_id=job, device=root, top_node=top,
-           base_node=bottom, auto_dismiss=False, **arguments)
-    _run(vm, job, meanwhile, completing)
+    return top, bottom, root
+
+
+def forget(vm: VM, overlay: str) -> None:
+    """Have QEMU close an overlay that it uses for no disk any more.
+
+    A node that came from the command line stays until it is told to go.
+    """
     for node in vm.cmd('query-named-block-nodes', flat=True):
-        # One that came from the command line stays until it is told to go
-        if same_file(path_of(vm, node['file']), overlay):
-            try:
-                vm.cmd('blockdev-del', node_name=node['node-name'])
-            except CommandFailed:
-                pass
+        if _is(vm, path_of(vm, node['file']), overlay):
+            _drop(vm, node['node-name'])

@@ -60,6 +60,11 @@ class Parser:
         self._qmp(one, False, 'socket of the VM that uses the overlays')
         one.add_argument('--partial', action='store_true',
                          help='undo a "create" that was killed')
+        one.add_argument('--vm-off', action='store_true', help='with '
+                         '--partial: its VM has ended, though that cannot be '
+                         'seen from here')
+        one.add_argument('--forget', action='store_true', help='leave all '
+                         'disks and overlays as they are')
 
     def parse(self, words: Optional[List[str]]) -> argparse.Namespace:
         """Arguments after -- are restore's."""
@@ -74,6 +79,9 @@ class Parser:
             self._parser.error(f'{options.name} takes nothing after --')
         if options.name == 'create':
             self._check_create(options)
+        if options.name == 'delete' and options.vm_off and (
+                options.qmp or not options.partial):
+            self._parser.error('--vm-off is for --partial without --qmp')
         return options
 
     def _command(self, name: str, what: str, description: str,
@@ -202,8 +210,22 @@ SHOW: Dict[str, Callable[[Json], None]] = {
 }
 
 
+def open_streams() -> None:
+    """Have those that are closed (">&-") be somewhere."""
+    for fd in 0, 1, 2:
+        try:
+            os.fstat(fd)
+        except OSError:
+            # What we start is to have them, too
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    # pylint: disable=consider-using-with,unspecified-encoding
+    sys.stdout = sys.stdout or open(os.devnull, 'w')
+    sys.stderr = sys.stderr or open(os.devnull, 'w')
+
+
 def main(words: Optional[List[str]] = None) -> int:
     """Returns the exit code."""
+    open_streams()
     options = Parser().parse(words)
     bar = (sys.stderr.isatty() if options.progress is None
            else options.progress)

@@ -8,6 +8,7 @@ snapshot.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import time
@@ -19,7 +20,7 @@ from .images import QemuImg
 from .progress import Progress, report, size
 from .signals import Signals
 from .undo import Undo
-from .vm import CommandFailed, VM
+from .vm import CommandFailed, VM, new_mark
 
 
 Json = Dict[str, Any]
@@ -164,7 +165,9 @@ class Create:
             if value is not None:
                 parameters[name] = value
         journal = {
-            'vm': self.vm.identity(), 'was-running': self.was_running,
+            'version': store.VERSION, 'vm': self.vm.run(),
+            'mark': new_mark(),
+            'was-running': self.was_running,
             'mode': options.disks,
             'disks': self.disks if options.disks != 'none' else [],
             'settings': migration.settings(self.vm, capabilities, parameters),
@@ -178,10 +181,15 @@ class Create:
         signals = Signals()
         self.place.begin(journal, self.vm.owner())
         try:
+            self.vm.mark(journal['mark'])
+            journal['marked'] = True
+            self.place.note(journal)
             migration.apply(self.vm, settings)
             self._snapshot(journal, manifest, signals)
             migration.apply(self.vm, journal['settings'])
             self._finish(manifest, signals)
+            with contextlib.suppress(SnapshotError):
+                self.vm.unmark(journal['mark'])
         # Whatever happens, a bug of ours included, is undone
         except BaseException as problem:
             self.progress.end()
@@ -216,7 +224,8 @@ class Create:
         if self.options.disks == 'external':
             for disk in self.disks:
                 self.progress.step(f'create overlay {disk["overlay"]}')
-                disks.prepare(self.vm, disk)
+                disks.prepare(self.vm, disk,
+                              lambda: self.place.note(journal))
                 store.sync(os.path.dirname(disk['overlay']))
                 signals.check()
         self.vm.wait_event(0.001)

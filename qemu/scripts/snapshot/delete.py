@@ -10,17 +10,18 @@ VM or the snapshot that was taken next, has the disk itself afterwards.
 
 From the first byte that is merged on, the snapshot is worth nothing.  So it
 is renamed before; if deleting stops half-way, deleting again goes on, from
-the notes in class Merged.
+the notes of class Merging.
 """
 
 import argparse
+import contextlib
 import os
-import shutil
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 from . import blockjobs, disks, store
-from .errors import NotUndone, Refused, SnapshotError
-from .images import QemuImg, base_of, check_no_internal
+from .errors import Interrupted, NotUndone, Refused, SnapshotError
+from .images import QemuImg
+from .merging import Merging
 from .partial import delete_partial
 from .progress import Progress
 from .signals import Signals
@@ -28,49 +29,6 @@ from .vm import VM
 
 
 Json = Dict[str, Any]
-
-RESTORED = 'restored.json'
-
-
-class Merged:
-    """Notes of how far each overlay is.
-
-    An overlay that a VM may have left for its disk must not be written into
-    that a second time: the disk may be newer by then.
-    """
-
-    def __init__(self, place: store.Snapshot):
-        self._path = os.path.join(place.deleting, 'merged.json')
-        self._notes: Json = (store.read_json(self._path)
-                             if os.path.exists(self._path) else {})
-
-    def note(self, layer: Json, state: str) -> None:
-        """@state: 'begun', 'completing' (by QEMU) or 'merged'."""
-        self._notes[layer['overlay']] = {'state': state,
-                                         'above': layer.get('above')}
-        store.write_json(self._path, self._notes)
-
-    def has(self, layer: Json, vm: Optional[VM]) -> bool:
-        """Whether a layer is merged; refuses if that cannot be told."""
-        overlay, disk = layer['overlay'], layer['file']
-        note = self._notes.get(overlay, {'state': None, 'above': None})
-        if note['state'] == 'merged':
-            return True
-        if note['above'] is not None:
-            # What is above it was changed last of all
-            below = base_of(note['above'])
-            return below is not None and blockjobs.same_file(below, disk)
-        if note['state'] != 'completing':
-            return False
-        if vm is None:
-            raise Refused(
-                f'QEMU was told to go on with {disk} instead of {overlay}, '
-                'and has ended since: if the former has what the VM wrote '
-                'last, remove the latter; otherwise "qemu-img commit" the '
-                'latter before; then delete again')
-        return (blockjobs.root_of(vm, overlay) is None
-                and blockjobs.root_of(vm, disk) is not None)
-
 
 class Delete:
     """The deletion of one snapshot."""
@@ -81,7 +39,6 @@ class Delete:
         self.place = store.Snapshot(options.snapshot)
         self.vm: Optional[VM] = None
         self.signals = Signals()
-        self.others: List[Tuple[store.Snapshot, Json]] = []
 
     def run(self) -> Json:
         """Returns what the VM's disks are now."""
@@ -92,10 +49,11 @@ class Delete:
                 self.vm.claim()
             binary = self.vm.process().get('binary') if self.vm else None
             image_tool = QemuImg(self.options.qemu_img, binary)
-            if self.options.partial:
-                return delete_partial(self.place, self.vm, image_tool,
-                                      self.progress)
-            return self._delete(image_tool)
+            with store.alone(self.place.directory):
+                if self.options.partial:
+                    return delete_partial(self.place, self.vm, image_tool,
+                                          self.options, self.progress)
+                return self._delete(image_tool)
         finally:
             self.progress.end()
             if self.vm is not None:
@@ -103,12 +61,15 @@ class Delete:
 
     def _delete(self, image_tool: QemuImg) -> Json:
         place = self.place
+        again = os.path.isdir(place.deleting)
+        manifest: Optional[Json] = None
+        layers: List[Json] = []
         try:
-            if os.path.isdir(place.deleting):
+            if again:
                 place.lock(place.deleting)
-                manifest = store.parse(os.path.join(place.deleting,
-                                                    store.MANIFEST))
-                layers = self._plan(image_tool, manifest, True)
+                manifest = place.condemned()
+                if manifest is not None:
+                    layers = self._plan(image_tool, manifest, True)
             else:
                 # Nobody restores it from when it was looked at on
                 with place.guard():
@@ -117,157 +78,106 @@ class Delete:
                     self.signals.check()
                     # From here on it is no snapshot any more
                     os.rename(place.path, place.deleting)
-                store.sync(place.directory)
-                place.lock(place.deleting)
+        except (Interrupted, Refused):
+            raise
         except (SnapshotError, OSError) as problem:
             raise Refused(str(problem)) from problem
-        mode = manifest['disks']['mode']
         try:
-            merged = Merged(place)
-            for layer in layers:
-                if mode == 'external':
-                    self._merge(image_tool, layer, merged)
-                else:
-                    self._delete_internal(image_tool, layer)
-            shutil.rmtree(place.deleting)
-        except (SnapshotError, OSError) as problem:
+            store.sync(place.directory)
+            if manifest is not None:
+                # It may be what has filled the file system
+                image = manifest['image'].get('file', store.IMAGE)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(place.deleting, image))
+            if not again:
+                place.lock(place.deleting)
+            if manifest is not None and layers:
+                self._change(image_tool, manifest, layers)
+            place.remove()
+        # Whatever it is, a bug of ours included
+        except Exception as problem:
             raise NotUndone(
                 f'{place.name} is half deleted: {problem}',
                 [f'delete {place.path} again, to go on']) from problem
-        return {'name': place.name, 'mode': mode,
+        return {'name': place.name,
                 'disks': [{'id': layer['id'], 'file': layer['file'],
                            'was': layer.get('overlay')} for layer in layers]}
+
+    def _change(self, image_tool: QemuImg, manifest: Json,
+                layers: List[Json]) -> None:
+        """Change the disks."""
+        if manifest['disks']['mode'] != 'external':
+            for layer in layers:
+                self._delete_internal(image_tool, layer)
+            return
+        self.merging.begin()
+        for layer in layers:
+            self.signals.check()
+            if not layer['merged']:
+                self.merging.merge(layer, layer['above'], self.signals.check)
+            self.merging.settle(layer)
+        self.merging.end()
 
     def _plan(self, image_tool: QemuImg, manifest: Json,
               again: bool) -> List[Json]:
         """The disks that are to be changed, all of which can be."""
         mode = manifest['disks']['mode']
         layers: List[Json] = (manifest['disks']['list'] if mode != 'none'
-                              else [])
+                              and not self.options.forget else [])
         if layers and self.vm is None:
             image_tool.need('if the VM is off')
-        self.others = [(other, other.read()) for other
-                       in store.snapshots(self.place.directory)
-                       if other.name != self.place.name]
+        self.neighbours = store.neighbours(self.place) if layers else []
+        self.merging = Merging(
+            self.place, self.place.deleting, layers, self.neighbours, self.vm,
+            image_tool, self.progress)
         if mode != 'external':
             for layer in layers:
-                self._check_internal(image_tool, layer, manifest)
+                self._check_internal(image_tool, layer)
             return layers
-        merged = Merged(self.place)
-        # What is merged and gone need not be looked at again
+        if self.vm is not None:
+            blockjobs.tidy(self.vm)
+        self._check_unfinished(layers)
         layers = [layer for layer in layers
-                  if os.path.exists(layer['overlay'])]
+                  if not self.merging.gone(layer)]
         for layer in layers:
-            layer['merged'] = again and merged.has(layer, self.vm)
-            if not layer['merged']:
-                layer['above'] = self._check(image_tool, layer, manifest,
-                                             again)
+            layer['merged'] = again and self.merging.merged(layer)
+            if layer['merged']:
+                continue
+            layer['above'] = self.merging.check(layer)
+            state = store.file_state(layer['file'])
+            if self.merging.noted(layer) is None and any(
+                    layer.get(key) != value for key, value in state.items()):
+                raise Refused(f'{layer["file"]} was written to after the '
+                              f'snapshot: {layer["overlay"]} does not fit it '
+                              'any more')
         return layers
 
-    def _check(self, image_tool: QemuImg, layer: Json, manifest: Json,
-               again: bool) -> Optional[str]:
-        """Refuse if anybody needs what will change.
+    def _check_unfinished(self, layers: List[Json]) -> None:
+        """Refuse to change what is to be undone first."""
+        for place, disk in store.unfinished(self.place):
+            for layer in layers:
+                if blockjobs.same_file(disk['file'], layer['overlay']):
+                    raise Refused(f'{place}, which was not finished, is on '
+                                  f'{layer["overlay"]}: undo it first, with '
+                                  '"delete --partial"')
+        for path, content in self.neighbours:
+            name = os.path.basename(os.path.dirname(path))
+            if name.startswith('.') and any(
+                    blockjobs.same_file(one['file'], other['overlay'])
+                    for layer in layers for disk in store.overlays(content)
+                    for one, other in ((layer, disk), (disk, layer))):
+                raise Refused(f'{content["name"]} is half deleted: delete it '
+                              'first')
 
-        Returns the image whose base is the overlay, if there is one.
-        """
-        disk, overlay = layer['file'], layer['overlay']
-        base = base_of(overlay)
-        if base is None or not blockjobs.same_file(base, disk):
-            raise Refused(f'{overlay} is not an overlay of {disk}')
-        check_no_internal(overlay)
-        if not again and any(layer.get(key) != value for key, value
-                             in store.file_state(disk).items()):
-            raise Refused(f'{disk} was written to after the snapshot: '
-                          f'{overlay} does not fit it any more')
-        for child in self._children(disk, manifest):
-            if not blockjobs.same_file(child, overlay):
-                raise Refused(f'{child} needs {disk} as it is; if it is of a '
-                              'restored VM that is not needed any more, '
-                              'remove it first')
-        nexts = [other for _, content in self.others
-                 for other in content['disks']['list']
-                 if content['disks']['mode'] == 'external'
-                 and blockjobs.same_file(other['file'], overlay)]
-        uppers = self._children(overlay, manifest)
-        for child in uppers:
-            if not any(blockjobs.same_file(child, other['overlay'])
-                       for other in nexts):
-                raise Refused(f'{child} needs {overlay}, and is of no '
-                              f'snapshot in {self.place.directory}')
-        if self.vm is not None and \
-                blockjobs.root_of(self.vm, overlay) is None:
-            raise Refused(f'the VM at {self.vm.address} does not use '
-                          f'{overlay}; if its own VM is off, leave out --qmp')
-        if self.vm is None:
-            self._check_off(image_tool, (uppers or [overlay])[0], manifest)
-        return uppers[0] if uppers else None
-
-    def _check_internal(self, image_tool: QemuImg, layer: Json,
-                        manifest: Json) -> None:
+    def _check_internal(self, image_tool: QemuImg, layer: Json) -> None:
         """Refuse if an internal snapshot cannot be deleted from here."""
         if self.vm is None:
-            self._check_off(image_tool, layer['file'], manifest)
+            self.merging.probe(layer['file'])
         elif not any(blockjobs.same_file(disk['file'], layer['file'])
                      for disk in disks.writable(self.vm)):
             raise Refused(f'the VM at {self.vm.address} does not write to '
                           f'{layer["file"]}: delete what was taken later '
                           'before, or, if its own VM is off, leave out --qmp')
-
-    def _check_off(self, image_tool: QemuImg, image: str,
-                   manifest: Json) -> None:
-        """Refuse if a VM writes to the topmost image."""
-        above = self._children(image, manifest)
-        while above:
-            image = above[0]
-            above = self._children(image, manifest)
-        try:
-            image_tool.probe(image)
-        except SnapshotError as problem:
-            raise Refused(f'{problem}\nIf its VM is running, give its socket '
-                          'with --qmp') from problem
-
-    def _children(self, base: str, manifest: Json) -> List[str]:
-        """Images that are on top of another, where we know to look."""
-        found: List[str] = []
-        candidates = []
-        folders = {os.path.dirname(base)}
-        for content in [manifest, *(content for _, content in self.others)]:
-            for layer in content['disks']['list']:
-                folders.add(os.path.dirname(layer['file']))
-                folders.add(os.path.dirname(layer.get('overlay', base)))
-        for place in [self.place, *(other for other, _ in self.others)]:
-            candidates += restored_files(place.path)
-            candidates += restored_files(place.deleting)
-        for folder in folders:
-            if os.path.isdir(folder) and not store.in_dev(folder):
-                candidates += [entry.path for entry in os.scandir(folder)
-                               if entry.is_file()]
-        for path in candidates:
-            below = base_of(path)
-            if below and blockjobs.same_file(below, base) and \
-                    not any(blockjobs.same_file(path, f) for f in found):
-                found.append(path)
-        return found
-
-    def _merge(self, image_tool: QemuImg, layer: Json,
-               merged: Merged) -> None:
-        disk, overlay = layer['file'], layer['overlay']
-        if not layer['merged']:
-            self.progress.step(f'merge {overlay} into {disk}')
-            self.signals.check()
-            merged.note(layer, 'begun')
-            if self.vm is not None:
-                blockjobs.merge(self.vm, overlay, disk,
-                                lambda: merged.note(layer, 'completing'),
-                                self.signals.check)
-            else:
-                image_tool.commit(overlay)
-                if layer['above'] is not None:
-                    image_tool.rebase(layer['above'], disk, layer['format'])
-            merged.note(layer, 'merged')
-        # The next snapshot's disk has to be known before the file goes
-        self._tell_others(overlay, disk, layer['format'])
-        os.unlink(overlay)
 
     def _delete_internal(self, image_tool: QemuImg, layer: Json) -> None:
         self.signals.check()
@@ -281,27 +191,4 @@ class Delete:
             info = image_tool.info(disk)
             if name in [s['name'] for s in info.get('snapshots', [])]:
                 image_tool.delete_internal(disk, name)
-            self._tell_others(disk, disk, layer['format'])
-
-    def _tell_others(self, old: str, disk: str, image_format: str) -> None:
-        """Who had a file for its disk has another now, or it has changed."""
-        for other, content in self.others:
-            changed = False
-            if content['disks']['mode'] != 'external':
-                continue
-            for entry in content['disks']['list']:
-                if blockjobs.same_file(entry['file'], old):
-                    entry.update(file=disk, format=image_format,
-                                 **store.file_state(disk))
-                    changed = True
-            if changed:
-                other.write(content)
-
-
-def restored_files(path: str) -> List[str]:
-    """Disks of VMs that were restored from a snapshot."""
-    record = os.path.join(path, RESTORED)
-    if not os.path.exists(record):
-        return []
-    return [file for file in store.read_json(record).get('files', [])
-            if os.path.exists(file)]
+            self.merging.rewritten(disk, layer['format'])

@@ -6,10 +6,10 @@ it, all at one moment.
 """
 
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from . import blockjobs, store
-from .errors import Refused
+from .errors import Refused, SnapshotError
 from .vm import VM
 
 
@@ -68,6 +68,10 @@ def check(disks: List[Json], mode: str) -> None:
             raise Refused(f'{name} has the driver {disk["format"]}: only '
                           f'{" and ".join(FORMATS)} can be snapshotted here; '
                           'do it by other means, and use --disks none')
+        if not os.path.isabs(disk['file']):
+            raise Refused(f'{name} has a relative name, and nobody tells from '
+                          'where: give a unix socket, and see the VM\'s '
+                          'process in /proc')
         if not os.path.exists(disk['file']):
             raise Refused(f'{name} is no file or device of this host: '
                           'snapshot it by other means, and use --disks none')
@@ -110,19 +114,29 @@ def place_overlays(disks: List[Json], name: str,
 def check_idle(vm: VM) -> None:
     """Refuse while block jobs run: they would not like it."""
     busy = [job['id'] for job in vm.cmd('query-jobs')
-            if job['status'] not in ('concluded', 'null')]
+            if job['status'] not in ('concluded', 'null')
+            or job['id'].startswith('snap-commit-')]
     if busy:
         raise Refused(f'the VM has jobs that run: {", ".join(busy)}')
 
 
-def prepare(vm: VM, disk: Json) -> None:
-    """Create a disk's overlay while the VM still runs."""
+def prepare(vm: VM, disk: Json, note: Callable[[], None]) -> None:
+    """Create a disk's overlay while the VM still runs.
+
+    Has it noted, in @disk, which file it is, and what it is as long as it is
+    empty.
+    """
+    def made() -> None:
+        disk['inode'] = os.stat(disk['overlay']).st_ino
+        note()
     blockjobs.create_overlay(vm, disk['overlay'], disk['virtual-size'],
-                             disk['file'], disk['format'])
+                             disk['file'], disk['format'], made)
     try:
         store.like(disk['overlay'], disk['file'])
     except PermissionError:
         pass  # It is QEMU's, and QEMU is somebody else
+    disk['empty'] = store.file_state(disk['overlay'])
+    note()
 
 
 def snapshot(vm: VM, disks: List[Json], mode: str, name: str) -> None:
@@ -140,12 +154,16 @@ def snapshot(vm: VM, disks: List[Json], mode: str, name: str) -> None:
 
 
 def has_internal(vm: VM, disk: Json, name: str) -> Optional[str]:
-    """The node of a disk that has an internal snapshot of this name."""
+    """The node of a disk that has an internal snapshot of this name.
+
+    Raises if the VM does not use the disk.
+    """
+    root = blockjobs.root_of(vm, disk['file'])
     for found in writable(vm):
-        if name in found['snapshots'] and blockjobs.same_file(
-                found['file'], disk['file']):
-            return str(found['node'])
-    return None
+        if found['node'] == root:
+            return root if name in found['snapshots'] else None
+    raise SnapshotError(f'the VM at {vm.address} does not write to '
+                        f'{disk["file"]}')
 
 
 def delete_internal(vm: VM, node: str, name: str) -> None:

@@ -5,9 +5,12 @@ Programs that read and change disk images and migration streams while no QEMU
 does: qemu-img, and scripts/analyze-migration.py.
 """
 
+import ctypes
 import json
 import os
 import shutil
+import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from typing import Any, Callable, Dict, Optional
 from .errors import Refused, SnapshotError
 
 
+LIBC = ctypes.CDLL(None)
 ANALYZER = os.path.join(os.path.dirname(os.path.realpath(__file__)),
                         '..', 'analyze-migration.py')
 
@@ -57,15 +61,39 @@ def check_no_internal(path: str) -> None:
                             'lost: delete them before')
 
 
+def ours(program: str) -> bool:
+    """Whether nobody else decides what a program is, by its real path."""
+    path = program
+    while True:
+        found = os.lstat(path)
+        shared = found.st_mode & stat.S_IWOTH and \
+            not found.st_mode & stat.S_ISVTX
+        if found.st_uid not in (0, os.geteuid()) or shared:
+            return False
+        if path == '/':
+            return True
+        path = os.path.dirname(path)
+
+
+def _die_with_us() -> None:
+    """Whoever calls us again is not to find it at work."""
+    pr_set_pdeathsig = 1
+    LIBC.prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 class QemuImg:
-    """qemu-img, from --qemu-img, beside a QEMU binary, or from PATH."""
+    """qemu-img, from --qemu-img, beside a QEMU binary, or from PATH.
+
+    The binary may be what another user's VM or manifest says.
+    """
 
     def __init__(self, given: Optional[str] = None,
                  beside: Optional[str] = None):
         self._path = given
         if not given and beside:
-            neighbour = os.path.join(os.path.dirname(beside), 'qemu-img')
-            if os.access(neighbour, os.X_OK):
+            neighbour = os.path.realpath(
+                os.path.join(os.path.dirname(beside), 'qemu-img'))
+            if os.access(neighbour, os.X_OK) and ours(neighbour):
                 self._path = neighbour
         self._path = self._path or shutil.which('qemu-img')
 
@@ -88,7 +116,8 @@ class QemuImg:
                                   stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE, text=True,
-                                  start_new_session=True)
+                                  start_new_session=True,
+                                  preexec_fn=_die_with_us)
         except OSError as problem:
             raise SnapshotError(f'{self._path}: {problem}') from problem
         if done.returncode not in (0, accept):

@@ -18,9 +18,9 @@ from typing import Any, Dict, List, Optional
 
 from . import migration, store
 from .cmdline import CommandLine
-from .delete import RESTORED, restored_files
 from .errors import Interrupted, Refused, SnapshotError
-from .images import QemuImg
+from .images import QemuImg, ours
+from .merging import RESTORED, restored_files
 from .progress import Progress
 from .signals import Signals
 from .vm import VM
@@ -52,7 +52,8 @@ class Restore:
         self.progress = progress
         self.place = store.Snapshot(options.snapshot)
         self.manifest = self.place.read()
-        self.place.check_owner()
+        if not options.command:
+            self.place.check_owner()
         self.signals = Signals()
         image = self.manifest['image']
         self.format = migration.Format(
@@ -61,6 +62,15 @@ class Restore:
         self.binary = (options.binary
                        or self.manifest['command'].get('binary'))
         self.image_tool = QemuImg(options.qemu_img, self.binary)
+        if options.command:
+            self.binary = None  # Not the manifest's
+        elif not options.binary and self.binary and \
+                os.path.exists(self.binary) and \
+                not ours(os.path.realpath(self.binary)):
+            raise Refused(f'{self.binary} can be changed by others: name a '
+                          'QEMU with --binary')
+        # Not taken for a host and a port
+        options.qmp = os.path.abspath(options.qmp)
         self.made: List[str] = []
 
     def _uri(self) -> str:
@@ -238,7 +248,13 @@ class Restore:
         if self.options.foreground:
             return self._drive(argv, cwd, None)
         if self.options.log:
-            with open(self.options.log, 'a+b') as log:
+            try:
+                # pylint: disable=consider-using-with
+                log = open(self.options.log, 'a+b')
+            except OSError:
+                self._clean()
+                raise
+            with log:
                 return self._drive(argv, cwd, log)
         with tempfile.TemporaryFile() as log:
             return self._drive(argv, cwd, log)

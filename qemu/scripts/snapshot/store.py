@@ -23,6 +23,7 @@ Json = Dict[str, Any]
 
 MANIFEST = 'manifest.json'
 JOURNAL = 'journal.json'
+NOTES = 'merged.json'
 IMAGE = 'ram'
 LOCK = 'lock'
 FORMAT = 'qemu-background-snapshot'
@@ -60,10 +61,20 @@ def write_json(path: str, content: Json) -> None:
     sync(os.path.dirname(path))
 
 
-def read_json(path: str) -> Json:
-    """The object in a file; SnapshotError if there is none."""
+def read_json(path: str, owners: Optional[List[int]] = None) -> Json:
+    """The object in a file; SnapshotError if there is none.
+
+    @owners: gets whose it is, of the very file that was read.
+    """
     try:
-        with open(path, encoding='utf-8') as file:
+        # It may be somebody's who tries to have us wait, or read another
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, encoding='utf-8') as file:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise SnapshotError(f'{path} is no file')
+            if owners is not None:
+                owners.append(found.st_uid)
             content = json.load(file)
     except (OSError, ValueError) as problem:
         raise SnapshotError(f'cannot read {path}: {problem}') from problem
@@ -108,7 +119,9 @@ def like(path: str, disk: str, owner: bool = False) -> None:
     plain = stat.S_ISREG(found.st_mode)
     os.chmod(path, stat.S_IMODE(found.st_mode) & 0o666 if plain else 0o600)
     if owner and plain and os.geteuid() == 0:
-        os.chown(path, found.st_uid, found.st_gid)
+        # Not all file systems, nor namespaces, let root do so
+        with contextlib.suppress(OSError):
+            os.chown(path, found.st_uid, found.st_gid)
 
 
 class Snapshot:
@@ -122,6 +135,7 @@ class Snapshot:
                           'digits and ._+- are, up to 100')
         self.partial = os.path.join(self.directory, f'.{self.name}.partial')
         self._lock = -1
+        self._owners: List[int] = []
         self.deleting = os.path.join(self.directory, f'.{self.name}.deleting')
 
     def __str__(self) -> str:
@@ -137,7 +151,7 @@ class Snapshot:
         """Its manifest."""
         if not self.exists():
             raise Refused(f'there is no snapshot {self.path}')
-        manifest = parse(os.path.join(self.path, MANIFEST))
+        manifest = parse(os.path.join(self.path, MANIFEST), self._owners)
         if manifest['name'] != self.name:
             raise SnapshotError(
                 f'{self.path} was made as {manifest["name"]!r}: if it was '
@@ -145,11 +159,14 @@ class Snapshot:
         return manifest
 
     def check_owner(self) -> None:
-        """Refuse if whoever wrote the manifest could run programs as us."""
-        owner = os.stat(os.path.join(self.path, MANIFEST)).st_uid
-        if owner not in (0, os.geteuid()):
-            raise Refused(f'the manifest of {self.path}, which names programs '
-                          f'to run, belongs to user {owner}, not to you')
+        """Refuse if whoever wrote what read() returned runs programs as us."""
+        others = {*self._owners, os.lstat(self.path).st_uid} - {
+            0, os.geteuid()}
+        if others:
+            raise Refused(f'the manifest of {self.path}, whose command line '
+                          f'would be run, belongs to user {others.pop()}, not '
+                          'to you: give a whole one with --command, or copy '
+                          'the snapshot as yourself to another directory')
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
@@ -192,6 +209,7 @@ class Snapshot:
                 os.chown(image, *owner)
             self.lock(self.partial)
             self.note(journal)
+            sync(self.directory)
         except OSError as problem:
             self.abandon()
             raise Refused(f'cannot write to {self.directory}: '
@@ -217,9 +235,18 @@ class Snapshot:
         """Write down how to undo what comes next, before it comes."""
         write_json(os.path.join(self.partial, JOURNAL), journal)
 
-    def journal(self) -> Json:
-        """What was written down."""
-        return read_json(os.path.join(self.partial, JOURNAL))
+    def journal(self) -> Optional[Json]:
+        """What was written down; None if nothing was."""
+        path = os.path.join(self.partial, JOURNAL)
+        if not os.path.exists(path):
+            return None
+        try:
+            journal = read_json(path)
+        except SnapshotError as problem:
+            raise Refused(str(problem)) from problem
+        if journal.get('version') != VERSION:
+            raise Refused(f'{path} is of another version of this program')
+        return journal
 
     def commit(self, manifest: Json) -> None:
         """Make it a snapshot: all or nothing."""
@@ -238,12 +265,43 @@ class Snapshot:
 
     def abandon(self) -> None:
         """Remove what there is of a partial one."""
-        shutil.rmtree(self.partial)
+        self._remove(self.partial, JOURNAL)
+
+    # While it is deleted
+
+    def condemned(self) -> Optional[Json]:
+        """The manifest of a half deleted one; None if all is done."""
+        path = os.path.join(self.deleting, MANIFEST)
+        return parse(path) if os.path.exists(path) else None
+
+    def remove(self) -> None:
+        """Remove a half deleted one."""
+        self._remove(self.deleting, MANIFEST)
+
+    def _remove(self, directory: str, what: str) -> None:
+        """Remove a directory; once the file @what is gone, that is all."""
+        for entry in os.scandir(directory):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif entry.name not in (what, NOTES, LOCK):
+                os.unlink(entry.path)
+        sync(directory)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(directory, what))
+        sync(directory)
+        if self._lock >= 0:
+            # NFS keeps files that somebody has open
+            os.close(self._lock)
+            self._lock = -1
+        shutil.rmtree(directory)
 
 
-def parse(path: str) -> Json:
-    """A manifest, if it is one that we understand."""
-    manifest = read_json(path)
+def parse(path: str, owners: Optional[List[int]] = None) -> Json:
+    """A manifest, if it is one that we understand.
+
+    @owners: gets whose it is.
+    """
+    manifest = read_json(path, owners)
     if manifest.get('format') != FORMAT:
         raise SnapshotError(f'{path} is not the manifest of a snapshot')
     if manifest.get('version') != VERSION:
@@ -287,6 +345,60 @@ def snapshots(directory: str) -> Iterator[Snapshot]:
             place = Snapshot(os.path.join(directory, name))
             if place.exists():
                 yield place
+
+
+def neighbours(place: Snapshot,
+               skip_damaged: bool = False) -> List[Tuple[str, Json]]:
+    """Paths and contents of all other manifests of a directory.
+
+    Those that are half deleted, too: they name disks that will change.
+    """
+    paths = [other.path for other in snapshots(place.directory)]
+    paths += [Snapshot(os.path.join(place.directory, name)).deleting
+              for name in leftovers(place.directory, 'deleting')]
+    found = []
+    for folder in paths:
+        path = os.path.join(folder, MANIFEST)
+        if folder in (place.path, place.deleting) or \
+                not os.path.exists(path):
+            continue
+        try:
+            found.append((path, parse(path)))
+        except SnapshotError:
+            if not skip_damaged:
+                raise
+    return found
+
+
+def overlays(content: Json) -> List[Json]:
+    """The disks of a manifest that have overlays."""
+    layers: List[Json] = content['disks']['list']
+    return layers if content['disks']['mode'] == 'external' else []
+
+
+def unfinished(place: Snapshot) -> Iterator[Tuple[str, Json]]:
+    """Path and disk of each that an unfinished snapshot beside it names."""
+    for name in leftovers(place.directory, 'partial'):
+        other = Snapshot(os.path.join(place.directory, name))
+        for disk in (other.journal() or {}).get('disks', []):
+            yield other.partial, disk
+
+
+@contextlib.contextmanager
+def alone(directory: str) -> Iterator[None]:
+    """Nobody else changes disks that the snapshots of a directory name."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as problem:
+        raise Refused(f'cannot read {directory}: {problem}') from problem
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Refused('another qemu-snapshot deletes a snapshot in '
+                      f'{directory}') from None
+    finally:
+        os.close(fd)
 
 
 def leftovers(directory: str, kind: str) -> List[str]:

@@ -118,9 +118,12 @@ two snapshots.  With --qmp if the VM is running, without if it is off.  The
 disks that later snapshots name are corrected.  VMs that were restored from
 the snapshot have to be gone, with their overlays.
 
-Deleting that was interrupted goes on if it is called again.  One case is
-left to you: if QEMU was told to change over to the disk below, and this
-program and QEMU have both ended before it was seen that it did.
+Deleting that was interrupted goes on if it is called again; until then, start
+the VM only with the disks that it had last.  What cannot be told is left to
+you: if QEMU was told to change over to the disk below, and has ended since, or
+a VM was started on an overlay after it had been merged, it may not be known
+which of both is newer.  --forget deletes only RAM and manifest, and leaves
+disks and overlays as they are.
 '''
 
 VERIFY = '''\

@@ -6,15 +6,17 @@ so when it fails, and "delete --partial" when "create" was killed.  It is all
 done from the journal, so that both are the same.
 """
 
+import contextlib
 import os
 from functools import partial
 from typing import Any, Callable, Dict, List, Optional
 
 from . import blockjobs, disks, migration, store
 from .errors import SnapshotError
-from .images import QemuImg, check_no_internal
+from .images import QemuImg
+from .merging import Merging
 from .progress import Progress
-from .vm import MonitorLost, VM, started
+from .vm import MonitorLost, VM
 
 
 Json = Dict[str, Any]
@@ -24,37 +26,38 @@ STOPPED = ('paused', 'prelaunch', 'postmigrate', 'finish-migrate')
 
 
 def changed_since(disk: Json) -> bool:
-    """Whether somebody has written to a disk that has an overlay."""
-    known = disk.get('state')
+    """Whether somebody may have written to a disk that has an overlay."""
     now = store.file_state(disk['file'])
-    # What QEMU itself had still to write is older than the overlay
-    return bool(known and known != now and now['mtime-ns']
-                > os.stat(disk['overlay']).st_mtime_ns)
-
-
-def runs(journal: Json) -> bool:
-    """Whether the VM of a journal is known to run."""
-    vm = journal['vm']
-    return vm['started'] is not None and started(vm['pid']) == vm['started']
+    if not now:
+        return True  # A host device does not tell
+    if 'state' in disk:
+        return bool(disk['state'] != now)
+    # "create" was killed before it could look at it
+    return bool(now['mtime-ns'] > os.stat(disk['overlay']).st_mtime_ns)
 
 
 class Undo:
     """Undoes all that it can, and keeps a list of what it cannot."""
 
     def __init__(self, place: store.Snapshot, journal: Json,
-                 vm: Optional[VM], image_tool: QemuImg, progress: Progress):
+                 vm: Optional[VM], image_tool: QemuImg, progress: Progress,
+                 forget: bool = False):
+        """@forget: leave the disks as they are."""
         self.place = place
         self.journal = journal
         self.vm = vm
         self.image_tool = image_tool
         self.progress = progress
         # A VM that was started anew has but the overlays
-        self.same = vm is not None and vm.identity() == journal['vm']
+        self.same = False
+        self.forget = forget
+        self.merging: Optional[Merging] = None
         self.todo: List[str] = []
 
     def run(self) -> List[str]:
         """Do it; returns what is left to do by hand."""
-        if self.vm is not None and not self._find_vm():
+        mark = self.journal['mark']
+        if self.vm is not None and not self._find_vm(mark):
             return self.todo
         if self.vm is not None and self.same:
             if self.journal.get('migrating'):
@@ -65,17 +68,21 @@ class Undo:
             # First of all the guest goes on, the rest can wait
             if self.journal.get('was-running'):
                 self._try('the VM is paused: cont', self._resume)
-        for disk in self.journal.get('disks', []):
-            self._try(f'disk {disk["id"]}: {self._by_hand(disk)}',
-                      partial(self._disk, disk))
+        if self.journal['disks'] and not self.forget:
+            self._disks()
         if self.vm is not None and self.same:
             self._try('capabilities and parameters of the migration: '
                       'migrate-set-capabilities, migrate-set-parameters',
                       self._settings)
         # What is left of it is needed to try again
         if not self.todo:
+            if self.merging is not None:
+                self.merging.end()
             self._try(f'files: remove {self.place.partial}',
                       self.place.abandon)
+        if not self.todo and self.vm is not None:
+            with contextlib.suppress(SnapshotError):
+                self.vm.unmark(mark)
         return self.todo
 
     def _try(self, what: str, action: Callable[[], None]) -> None:
@@ -88,18 +95,21 @@ class Undo:
         except (SnapshotError, OSError) as problem:
             self.todo.append(f'{what} ({problem})')
 
-    def _find_vm(self) -> bool:
+    def _find_vm(self, mark: str) -> bool:
         """See what has become of the VM: it answers, or has ended."""
         assert self.vm is not None
         try:
-            self.vm.status()
+            self.same = self.vm.has_mark(mark)
+            if self.same and self.vm.cwd is None:
+                self.vm.cwd = self.journal['vm']['cwd']
             return True
         except MonitorLost:
             pass
         if self.vm.wait_gone(0):
             self.vm = None
             return True
-        if self.vm.reconnect():
+        if self.vm.reconnect(mark):
+            self.same = True
             return True
         self.todo.append(f'QEMU does not answer at {self.vm.address}: when it '
                          'does, or has ended, "delete --partial" undoes '
@@ -136,44 +146,86 @@ class Undo:
                     f'{disk["file"]}')
         return f'merge {disk["overlay"]} into {disk["file"]}'
 
+    def _disks(self) -> None:
+        if self.vm is not None:
+            self._try('jobs: end those that are left',
+                      partial(blockjobs.tidy, self.vm))
+        if self.journal['mode'] == 'external':
+            self._try('disks: find out who uses them', self._look)
+        for disk in self.journal['disks']:
+            if self.merging is not None or self.journal['mode'] == 'internal':
+                self._try(f'disk {disk["id"]}: {self._by_hand(disk)}',
+                          partial(self._disk, disk))
+
+    def _look(self) -> None:
+        merging = Merging(self.place, self.place.partial,
+                          self.journal['disks'],
+                          store.neighbours(self.place, skip_damaged=True),
+                          self.vm, self.image_tool, self.progress)
+        merging.begin(self.journal['mark'])
+        self.merging = merging
+
     def _disk(self, disk: Json) -> None:
         if self.journal['mode'] == 'internal':
             self._internal(disk)
-        elif self.journal['mode'] == 'external':
+        else:
             self._external(disk)
 
     def _internal(self, disk: Json) -> None:
         name = self.place.name
+        if not self.journal.get('snapshotting'):
+            return
         if self.vm is not None:
             node = disks.has_internal(self.vm, disk, name)
             if node is not None:
                 disks.delete_internal(self.vm, node, name)
-        elif self.journal.get('snapshotting'):
-            info = self.image_tool.info(disk['file'])
-            if name in [s['name'] for s in info.get('snapshots', [])]:
-                self.image_tool.delete_internal(disk['file'], name)
+            return
+        self.image_tool.probe(disk['file'])
+        info = self.image_tool.info(disk['file'])
+        if name in [s['name'] for s in info.get('snapshots', [])]:
+            self.image_tool.delete_internal(disk['file'], name)
 
     def _external(self, disk: Json) -> None:
         overlay = disk['overlay']
-        if not os.path.exists(overlay):
+        merging = self.merging
+        assert merging is not None
+        used = (self.vm is not None
+                and blockjobs.root_of(self.vm, overlay) is not None)
+        if not used and not self._is_ours(disk):
             return
-        if self.vm is not None:
-            if blockjobs.root_of(self.vm, overlay) is not None:
-                check_no_internal(overlay)
-                blockjobs.merge(self.vm, overlay, disk['file'],
-                                partial(self._completing, disk))
-            elif not self.same and not disk.get('completing'):
-                raise SnapshotError('that VM does not use it')
-        elif self.journal.get('snapshotting'):
-            # The VM has ended.  What it has written is in the overlay.
-            if disk.get('completing') or changed_since(disk):
-                raise SnapshotError(f'{disk["file"]} may have been written to '
-                                    'since: one of both is of no use now')
-            check_no_internal(overlay)
-            self.image_tool.commit(overlay)
-        os.unlink(overlay)
+        if merging.merged(disk) or not used and self._is_empty(disk) and \
+                not merging.children(overlay):
+            merging.settle(disk, self.same)
+            return
+        if self.vm is None:
+            # It has ended.  What it has written is in the overlay.
+            merging.probe(overlay)
+        if not used and (self.vm is not None or merging.noted(disk) is None
+                         and changed_since(disk)):
+            raise SnapshotError(
+                f'{disk["file"]} may have been written to since.  If the VM '
+                f'was last started on {overlay}, start it on that again, and '
+                'give --qmp; otherwise call this with --forget, and remove '
+                f'{overlay}')
+        above = merging.check(disk)
+        merging.merge(disk, above)
+        merging.settle(disk)
 
-    def _completing(self, disk: Json) -> None:
-        """From now on it may be the VM's disk that is written to."""
-        disk['completing'] = True
-        self.place.note(self.journal)
+    def _is_ours(self, disk: Json) -> bool:
+        """Whether there is the overlay that was created, and no other."""
+        assert self.merging is not None
+        overlay = disk['overlay']
+        if 'inode' not in disk:
+            # "create" may have been killed before it could look
+            if os.path.exists(overlay) and not os.path.getsize(overlay):
+                os.unlink(overlay)
+            return False
+        if self.merging.gone(disk):
+            return False
+        return bool(os.stat(overlay).st_ino == disk['inode'])
+
+    def _is_empty(self, disk: Json) -> bool:
+        """Whether nobody has ever written to the overlay."""
+        if 'empty' not in disk:
+            return True  # Nobody could have known that it is there
+        return bool(disk['empty'] == store.file_state(disk['overlay']))

@@ -30,8 +30,6 @@ class Verify:
         self.progress = progress
         self.place = store.Snapshot(options.snapshot)
         self.manifest = self.place.read()
-        if not options.qemu_img:
-            self.place.check_owner()
         self.image_tool = QemuImg(options.qemu_img,
                                   self.manifest['command'].get('binary'))
         self.problems: List[str] = []

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import time
+import uuid
 from typing import Any, Awaitable, Dict, List, Optional, Tuple, TypeVar
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
@@ -39,6 +40,64 @@ def started(pid: int) -> Optional[str]:
     return None if words[0] in 'ZX' else words[19]
 
 
+def here() -> Json:
+    """Within what a process ID is that of one process."""
+    try:
+        with open('/proc/sys/kernel/random/boot_id', encoding='ascii') as file:
+            boot = file.read().strip()
+        return {'host': socket.gethostname(), 'boot': boot,
+                'namespace': os.readlink('/proc/self/ns/pid')}
+    except OSError:
+        return {'host': socket.gethostname(), 'boot': None, 'namespace': None}
+
+
+def address_of(text: str) -> Tuple[socket.AddressFamily, Any]:
+    """What to connect to."""
+    host, _, port = text.rpartition(':')
+    if port.isdigit() and '/' not in text:
+        return socket.AF_INET, (host, int(port))
+    return socket.AF_UNIX, text
+
+
+def may_run(run: Json) -> Optional[str]:
+    """Why a VM may still run that nobody has given; None if it has ended.
+
+    @run: what VM.run() has returned.
+    """
+    now = here()
+    if run['host'] != now['host']:
+        return f'it was on the host {run["host"]}'
+    if run['boot'] != now['boot']:
+        return None
+    if run['namespace'] != now['namespace']:
+        return 'its processes are not to be seen from here'
+    if run['started'] is not None:
+        if started(run['pid']) == run['started']:
+            return f'process {run["pid"]}'
+        try:
+            os.kill(run['pid'], 0)
+            return None
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass  # /proc may be hiding it
+    family, address = address_of(run['address'])
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(CONNECT_S)
+        try:
+            probe.connect(address)
+            return f'somebody answers at {run["address"]}'
+        except (ConnectionRefusedError, FileNotFoundError):
+            return None
+        except OSError as problem:
+            return f'{run["address"]}: {problem}'
+
+
+def new_mark() -> str:
+    """A name for one run of a VM."""
+    return f'qemu-snapshot-{uuid.uuid4().hex}'
+
+
 class CommandFailed(SnapshotError):
     """QEMU has refused a command."""
 
@@ -58,8 +117,8 @@ class VM:
         self.address = address
         self.pid: Optional[int] = None
         self.started: Optional[str] = None
-        self.uuid = ''
-        self.cwd = '/'
+        # Where names without a directory are from; None: nobody tells
+        self.cwd: Optional[str] = None
         self.events: List[Json] = []
         self._client: Optional[QMPClient] = None
         self._claim: Optional[socket.socket] = None
@@ -75,13 +134,11 @@ class VM:
         return self._loop.run_until_complete(asyncio.wait_for(action, seconds))
 
     def _connect(self) -> None:
-        host, _, port = self.address.rpartition(':')
-        tcp = port.isdigit() and '/' not in self.address
-        with socket.socket(socket.AF_INET if tcp else socket.AF_UNIX,
-                           socket.SOCK_STREAM) as sock:
+        family, address = address_of(self.address)
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.settimeout(CONNECT_S)
-            sock.connect((host, int(port)) if tcp else self.address)
-            if not tcp:
+            sock.connect(address)
+            if family == socket.AF_UNIX:
                 found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED,
                                         struct.calcsize('3i'))
                 self.pid = struct.unpack('3i', found)[0] or None
@@ -93,9 +150,7 @@ class VM:
             self._client = client
         if self.pid is not None:
             self.started = started(self.pid)
-        # Names of files without a directory are from there
-        self.cwd = self.process().get('cwd', '/')
-        self.uuid = self.cmd('query-uuid')['UUID']
+        self.cwd = self.process().get('cwd', self.cwd)
 
     def claim(self) -> None:
         """Refuse if another of us is at work on this VM; else keep it away."""
@@ -110,9 +165,30 @@ class VM:
             raise Refused('another qemu-snapshot is at work on this VM'
                           ) from None
 
-    def identity(self) -> Json:
-        """What tells this run of this VM from any other."""
-        return {'pid': self.pid, 'started': self.started, 'uuid': self.uuid}
+    def run(self) -> Json:
+        """What tells later whether this run of the VM has ended."""
+        local = address_of(self.address)[0] == socket.AF_UNIX
+        return dict(here(), pid=self.pid, started=self.started,
+                    address=(os.path.abspath(self.address) if local
+                             else self.address), cwd=self.cwd)
+
+    def mark(self, mark: str) -> None:
+        """Have this run of the VM be known again, by what new_mark() returned.
+
+        The mark is in the VM until that ends.  All else that could tell one
+        from another depends on where the VM is looked at from.
+        """
+        self.cmd('object-add', qom_type='secret', id=mark, data='-')
+
+    def has_mark(self, mark: Optional[str]) -> bool:
+        """Whether this is the run of a VM that was marked so."""
+        return any(child['name'] == mark for child
+                   in self.cmd('qom-list', path='/objects'))
+
+    def unmark(self, mark: str) -> None:
+        """Forget a mark, if it is there."""
+        if self.has_mark(mark):
+            self.cmd('object-del', id=mark)
 
     def cmd(self, command: str, **arguments: Any) -> Any:
         """Execute a command.  In names of arguments, _ stands for -."""
@@ -163,18 +239,17 @@ class VM:
             except (QMPError, OSError, EOFError, asyncio.TimeoutError):
                 pass  # QEMU may have been first
 
-    def reconnect(self) -> bool:
-        """Connect again to a QEMU that has dropped us."""
-        pid = self.pid
+    def reconnect(self, mark: str) -> bool:
+        """Connect again to the very QEMU that has dropped us."""
         self._hang_up()
         try:
             self._connect()
-        except (OSError, QMPError, asyncio.TimeoutError):
-            return False
-        if pid != self.pid:
-            self._hang_up()
-            return False
-        return True
+            if self.has_mark(mark):
+                return True
+        except (OSError, QMPError, asyncio.TimeoutError, SnapshotError):
+            pass
+        self._hang_up()
+        return False
 
     # Its process, if it is on this host
 

@@ -154,6 +154,11 @@ class Case(unittest.TestCase):
         self.guest = None
         self.restored = 0
 
+    # One that is started on the overlays of snapshot "s"
+    anew = tuple(word.replace('one.qcow2', 'one.s.qcow2').replace(
+        '"raw", "node', '"qcow2", "node').replace('two.raw', 'two.s.qcow2')
+        for word in arguments)
+
     def boot(self, *arguments):
         self.guest = Guest(self.folder, *(arguments or self.arguments))
         self.addCleanup(self.guest.close)
@@ -161,13 +166,27 @@ class Case(unittest.TestCase):
             self.guest.disk(which, write(1))
         self.guest.fill(1)
 
+    def mount(self, options):
+        if os.geteuid() != 0:
+            self.skipTest('only root can mount')
+        folder = self.folder / 'small'
+        folder.mkdir()
+        subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'tmpfs',
+                        str(folder)], check=True)
+        self.addCleanup(subprocess.run, ['umount', '-l', str(folder)],
+                        check=False)
+        return folder
+
     def image(self, *arguments):
         return subprocess.run([QEMU_IMG, *arguments], cwd=self.folder,
                               check=True, stdout=subprocess.PIPE,
                               text=True).stdout
 
     def start(self, *words, at='', **streams):
-        """@at: where it is to be stopped, as stop.py has it."""
+        """@at: where it is to be stopped, as stop.py has it.
+
+        @streams: for Popen.
+        """
         program = ([str(HERE / 'stop.py'), at] if at
                    else [str(SCRIPTS / 'qemu-snapshot')])
         return subprocess.Popen(
@@ -194,14 +213,15 @@ class Case(unittest.TestCase):
             more = (*more, '--qmp', self.guest.socket)
         return self.tool('delete', str(self.snaps / name), *more, code=code)
 
-    def start_restore(self, name, *more):
+    def start_restore(self, name, *more, **streams):
         """Take the qtest socket out of the command line."""
         self.restored += 1
         path = str(self.folder / f'restored{self.restored}.qmp')
         return self.start(
             'restore', str(self.snaps / name), '--qmp', path, '--binary',
             STOCK, '--replace',
-            f'unix:{self.folder}/vm.qtest,server=on,wait=off', 'null', *more)
+            f'unix:{self.folder}/vm.qtest,server=on,wait=off', 'null', *more,
+            **streams)
 
     def restore(self, name, *more):
         """A restored VM."""
@@ -240,7 +260,8 @@ class Case(unittest.TestCase):
     def settings(self):
         caps = {c['capability']: c['state'] for c in self.guest.vm.cmd(
             'query-migrate-capabilities')}
-        return caps, self.guest.vm.cmd('query-migrate-parameters')
+        return (caps, self.guest.vm.cmd('query-migrate-parameters'),
+                self.guest.vm.cmd('qom-list', path='/objects'))
 
     def unchanged(self, action):
         """@action leaves files, settings and the VM as they are."""

@@ -8,15 +8,17 @@ kill": when the function is called for the second time.
 """
 
 import os
+import shutil
 import signal
 import sys
 
 import case  # noqa: F401  (makes the package importable)
-from snapshot import blockjobs, cli, create, delete, images
+from snapshot import blockjobs, cli, create, disks, images, merging, undo
 
 
-PLACES = {'blockjobs': blockjobs, 'Create': create.Create,
-          'Merged': delete.Merged, 'QemuImg': images.QemuImg}
+PLACES = {'blockjobs': blockjobs, 'Create': create.Create, 'disks': disks,
+          'Merging': merging.Merging, 'os': os, 'QemuImg': images.QemuImg,
+          'shutil': shutil, 'Undo': undo.Undo}
 
 
 def stop_at(place):
@@ -29,11 +31,11 @@ def stop_at(place):
     def send():
         os.kill(os.getpid(), getattr(signal, 'SIG' + name.upper()))
 
-    def stopping(*arguments):
+    def stopping(*arguments, **named):
         calls.append(arguments)
         if len(calls) == int(count) and when == 'before':
             send()
-        result = original(*arguments)
+        result = original(*arguments, **named)
         if len(calls) == int(count) and when == 'after':
             send()
         return result

@@ -4,10 +4,13 @@
 What verify finds.
 """
 
+import ctypes
 import json
 import os
 
-from case import Case
+from case import Case, STOCK
+from snapshot.errors import SnapshotError
+from snapshot.images import QemuImg
 
 
 class Damage(Case):
@@ -92,3 +95,86 @@ class Damage(Case):
         os.chown(self.snaps / 's' / 'manifest.json', 65534, 65534)
         self.assertIn('belongs to', self.end(self.start_restore('s'), 2)
                       ['error'])
+        self.tool('verify', str(self.snaps / 's'))
+        self.end(self.start(
+            'restore', str(self.snaps / 's'), '--print', '--qmp', 'x.qmp',
+            '--command', '--', STOCK, *self.arguments, cwd=self.folder))
+
+    def test_exchanged(self):
+        """It is theirs when it is read, and ours when that is looked at."""
+        self.boot()
+        self.create('s')
+        path = self.snaps / 's' / 'manifest.json'
+        text = path.read_text()
+        path.unlink()
+        os.mkfifo(path)
+        fd = os.open(path, os.O_RDWR)
+        os.write(fd, text.encode())
+        self.assertIn('is no file', self.end(self.start_restore('s'), 1)
+                      ['error'])
+        os.close(fd)
+        path.unlink()
+        (self.folder / 'elsewhere').write_text(text)
+        path.symlink_to(self.folder / 'elsewhere')
+        self.end(self.start_restore('s'), 1)
+
+    def test_their_binary(self):
+        """They may have changed it since."""
+        if os.geteuid() != 0:
+            self.skipTest('only root can give files away')
+        binary = self.folder / 'theirs'
+        binary.write_text('#!/bin/sh\n')
+        binary.chmod(0o755)
+        self.boot()
+        self.create('s')
+        path = self.snaps / 's' / 'manifest.json'
+        manifest = json.loads(path.read_text())
+        manifest['command']['binary'] = str(binary)
+        self.guest.close()
+        path.write_text(json.dumps(manifest))
+        words = ('restore', str(self.snaps / 's'), '--print', '--qmp',
+                 str(self.folder / 'x.qmp'))
+        self.tool(*words)
+        os.chown(binary, 65534, 65534)
+        self.assertIn('--binary', self.tool(*words, code=2)['error'])
+
+    def test_log(self):
+        """What was made for the VM goes if the log cannot be written."""
+        self.boot()
+        self.create('s')
+        before = self.files()
+        self.end(self.start_restore('s', '--log', '/nowhere/log'), 1)
+        self.assertEqual(self.files(), before)
+
+    def test_somebody_elses_program(self):
+        """The same is true of what is beside the binary that it names."""
+        if os.geteuid() != 0:
+            self.skipTest('only root can give files away')
+        theirs = self.folder / 'theirs'
+        theirs.mkdir()
+        program = theirs / 'qemu-img'
+        program.write_text('#!/bin/sh\necho "{}"\n')
+        program.chmod(0o755)
+
+        def runs():
+            try:
+                return QemuImg(None, str(theirs / 'qemu')).info('/') == {}
+            except SnapshotError:
+                return False
+        self.assertTrue(runs())
+        for path in program, theirs:
+            os.chown(path, 65534, 65534)
+            self.assertFalse(runs())
+            os.chown(path, 0, 0)
+
+    def test_may_not_chown(self):
+        """A file system where root is nobody, or a container."""
+        if os.geteuid() != 0:
+            self.skipTest('nobody else may give files away at all')
+        os.chown(self.folder / 'two.raw', 65534, 65534)
+        self.boot()
+        self.create('s')
+        libc = ctypes.CDLL(None)
+        drop_bounding_set, cap_chown = 24, 0
+        self.end_restore(self.start_restore(
+            's', preexec_fn=lambda: libc.prctl(drop_bounding_set, cap_chown)))

@@ -236,6 +236,61 @@ static void test_stall_limits(void)
     snapshot_restore_and_finish(from, to);
 }
 
+/* No wait is long, but there are many of them */
+static void test_stall_share(void)
+{
+    QTestState *from, *to;
+    QDict *rsp;
+    int sink;
+
+    if (!snapshot_start_running(&from, &to)) {
+        return;
+    }
+    migrate_set_parameter_int(from, "snapshot-stall-share", 50);
+    snapshot_set_buffer_size(from, SNAPSHOT_SMALL_BUFFER);
+    sink = snapshot_open_sink(from, false);
+    snapshot_begin(from, "fd:sink");
+    snapshot_read_sink(sink, 20 * 1000);
+    wait_for_migration_fail(from, true);
+    rsp = migrate_query(from);
+    g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"),
+                            "snapshot-stall-share"));
+    qobject_unref(rsp);
+
+    snapshot_wait_for_sweeps(from, 1);
+    migrate_set_parameter_int(from, "snapshot-stall-share", 0);
+    migrate_qmp(from, to, snapshot_image_uri, NULL, "{}");
+    wait_for_migration_complete(from);
+    snapshot_restore_and_finish(from, to);
+}
+
+/* They are for migrations that send RAM again and again, or get answers */
+static void test_meaningless(void)
+{
+    QTestState *from, *to;
+
+    if (!snapshot_start_running(&from, &to)) {
+        return;
+    }
+    qtest_qmp_assert_success(
+        from, "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        " 'announce-initial': 1, 'announce-max': 1, 'announce-rounds': 1,"
+        " 'announce-step': 1, 'throttle-trigger-threshold': 1,"
+        " 'cpu-throttle-initial': 99, 'cpu-throttle-increment': 99,"
+        " 'cpu-throttle-tailslow': true, 'max-cpu-throttle': 99,"
+        " 'avail-switchover-bandwidth': 1, 'downtime-limit': 0,"
+        " 'x-checkpoint-delay': 1, 'xbzrle-cache-size': %" PRIu64 ","
+        " 'max-postcopy-bandwidth': 1, 'multifd-compression': 'zlib',"
+        " 'multifd-zlib-level': 9, 'multifd-zstd-level': 9,"
+        " 'multifd-qatzip-level': 9, 'x-vcpu-dirty-limit-period': 1,"
+        " 'vcpu-dirty-limit': 1, 'block-bitmap-mapping': [],"
+        " 'direct-io': true } }", (uint64_t)MiB);
+    snapshot_set_buffer_size(from, SNAPSHOT_LARGE_BUFFER);
+    snapshot_begin(from, snapshot_image_uri);
+    wait_for_migration_complete(from);
+    snapshot_restore_and_finish(from, to);
+}
+
 /* A VM without a guest, which need not even have RAM */
 static void test_query_write_traps(void)
 {
@@ -277,6 +332,10 @@ void migration_test_add_background_snapshot_params(void)
                        test_buffer_size_capped);
     migration_test_add("/migration/background-snapshot/stall-limits",
                        test_stall_limits);
+    migration_test_add("/migration/background-snapshot/stall-share",
+                       test_stall_share);
+    migration_test_add("/migration/background-snapshot/meaningless",
+                       test_meaningless);
     migration_test_add("/migration/background-snapshot/query-write-traps",
                        test_query_write_traps);
 }
