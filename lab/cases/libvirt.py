@@ -134,12 +134,27 @@ def jobs(scene: Scene) -> None:
     wait_until('progress', lambda: processed(domain) > done)
     domain.virsh('suspend')
     expect('state', domain.state(), 'paused')
+    device = scene.logs / 'rng.xml'
+    device.write_text("<rng model='virtio'><backend model='random'>"
+                      "/dev/urandom</backend></rng>")
+    state = Before(scene, domain)
     # Each waits for half a minute.
-    for name, other in [(name, daemon.begin(*command)) for name, command in (
-            ('second snapshot', arguments(scene, 'second')),
-            ('new disk', ['attach-disk', NAME, str(domain.disks[0]), 'vdc']),
-            ('resume', ['resume', NAME]))]:
+    for name, other in [(command[0], daemon.begin(*command)) for command in (
+            arguments(scene, 'second'), *(
+                [command[0], NAME, *command[1:]] for command in (
+                    ['attach-disk', domain.disks[0], 'vdc'], ['resume'],
+                    ['shutdown', '--mode', 'acpi'],
+                    ['reboot', '--mode', 'acpi'], ['reset'], ['managedsave'],
+                    ['save', scene.files / 'saved'],
+                    ['detach-disk', 'vdb', '--live'],
+                    ['attach-device', device, '--live'],
+                    ['setmem', '65536', '--live'], ['undefine'],
+                    ['blockcommit', 'vda', '--active'],
+                    ['blockcopy', 'vda', scene.files / 'copy',
+                     '--transient-job'],
+                    ['migrate', 'qemu+ssh://nowhere/session', '--p2p'])))]:
         refused(name, BUSY, other.finish, VirshError)
+    state.expect()
     daemon.full_speed()
     begun.finish()
     expect('state', domain.state(), 'paused')

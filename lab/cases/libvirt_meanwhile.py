@@ -7,10 +7,10 @@ import subprocess
 import time
 from pathlib import Path
 
-from ..domain import NAME, TARGETS
-from ..domain_steps import (ABORT_S, ABORTED, BUSY, HOLDABLE, Before,
-                            arguments, begin_background, begin_early,
-                            begin_held, good, power_off, revert, start)
+from ..domain import TARGETS
+from ..domain_steps import (ABORT_S, ABORTED, HOLDABLE, Before, arguments,
+                            begin_background, begin_early, begin_held, good,
+                            power_off, revert, start)
 from ..host import Skip, needs_root
 from ..libvirt import VirshError
 from ..scene import Case, Scene
@@ -70,38 +70,6 @@ def rebooted(scene: Scene) -> None:
     domain.daemon.full_speed()
     begun.finish()
     domain.assert_alive()
-    revert(domain, 's1')
-
-
-def others(scene: Scene) -> None:
-    """What would change the domain waits, and is refused after a while."""
-    domain = start(scene, **HOLDABLE)
-    daemon = domain.daemon
-    device = scene.logs / 'rng.xml'
-    device.write_text("<rng model='virtio'><backend model='random'>"
-                      "/dev/urandom</backend></rng>")
-    copy = scene.files / 'copy'
-    commands = [
-        ['shutdown', '--mode', 'acpi'], ['reboot', '--mode', 'acpi'],
-        ['reset'], ['managedsave'], ['save', scene.files / 'saved'],
-        ['detach-disk', 'vdb', '--live'], ['attach-device', device, '--live'],
-        ['setmem', '65536', '--live'], ['undefine'],
-        ['blockcommit', 'vda', '--active'],
-        ['blockcopy', 'vda', copy, '--transient-job'],
-        ['migrate', 'qemu+ssh://nowhere/session', '--p2p'],
-    ]
-    begun = begin_background(scene, domain, 's1')
-    before = Before(scene, domain)
-    for command, other in [
-            (command, daemon.begin(command[0], NAME, *command[1:]))
-            for command in commands]:
-        refused(command[0], BUSY, other.finish, VirshError)
-    before.expect()
-    if not begun.goes_on():
-        raise AssertionError(f'it has ended: {begun.finish()}')
-    domain.prove()
-    daemon.full_speed()
-    begun.finish()
     revert(domain, 's1')
 
 
@@ -187,7 +155,6 @@ CASES = [
     Case('libvirt-aborted', aborted, libvirt=True),
     Case('libvirt-powered-off', powered_off, libvirt=True),
     Case('libvirt-rebooted', rebooted, libvirt=True),
-    Case('libvirt-others', others, libvirt=True),
     Case('libvirt-redefined', redefined, libvirt=True),
     Case('libvirt-block-devices', block_devices, libvirt=True),
     Case('libvirt-disk-as-overlay', disk_as_overlay, libvirt=True),

@@ -339,11 +339,12 @@ qemuSnapshotBackgroundAbandon(virQEMUDriver *driver,
                               virDomainObj *vm)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
+    g_autoptr(virDomainSnapshotDef) snapdef = virObjectRef(priv->snapshotBackground);
     virErrorPtr orig_err = NULL;
     int reason;
     int rc;
 
-    if (!priv->snapshotBackground)
+    if (!snapdef)
         return;
 
     virErrorPreserveLast(&orig_err);
@@ -368,7 +369,7 @@ qemuSnapshotBackgroundAbandon(virQEMUDriver *driver,
                              VIR_ASYNC_JOB_SNAPSHOT) < 0)
         VIR_WARN("Cannot resume domain '%s'", vm->def->name);
 
-    qemuSnapshotUndoEnd(driver, vm, rc);
+    qemuSnapshotUndoEnd(driver, vm, snapdef, rc);
 
     virErrorRestore(&orig_err);
 }
@@ -460,8 +461,10 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
                                                    origParams) < 0)
         VIR_WARN("Domain '%s' keeps parameters of its snapshot", vm->def->name);
 
-    if (ret == 0)
+    if (ret == 0) {
+        virErrorRestore(&orig_err);
         return 0;
+    }
 
     /* First of all the guest goes on. */
     if (!paused.resumed && qemuSnapshotUndoResume(driver, vm) < 0)

@@ -157,7 +157,6 @@ qemuSnapshotLeftUndo(virQEMUDriver *driver,
 {
     qemuDomainObjPrivate *priv = vm->privateData;
     g_autoptr(virDomainSnapshotDef) snapdef = virObjectRef(priv->snapshotBackground);
-    bool failed = priv->snapshotBackgroundFailed;
     int rc = 0;
 
     if (virDomainObjIsActive(vm)) {
@@ -189,7 +188,7 @@ qemuSnapshotLeftUndo(virQEMUDriver *driver,
 
     /* What is not used after an undo that failed may have been made so by the
      * user, and hold what the guest has written. */
-    if (virDomainObjIsActive(vm) && !failed)
+    if (virDomainObjIsActive(vm) && !priv->snapshotBackgroundRetried)
         return qemuSnapshotLeftDiscardUnused(driver, vm, snapdef);
 
     return 0;
@@ -227,7 +226,7 @@ qemuSnapshotLeftRetry(virQEMUDriver *driver,
                        snapdef->parent.name, why);
     }
 
-    qemuSnapshotUndoEnd(driver, vm, rc);
+    qemuSnapshotUndoEnd(driver, vm, snapdef, rc);
     qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_NONE);
 
     if (rc < 0)
@@ -332,10 +331,10 @@ qemuSnapshotLeftRecover(virQEMUDriver *driver,
     if (virDomainObjBeginAsyncJob(vm, VIR_ASYNC_JOB_SNAPSHOT,
                                   VIR_DOMAIN_JOB_OPERATION_SNAPSHOT, 0) < 0) {
         VIR_WARN("Cannot undo a snapshot of domain '%s'", vm->def->name);
-        /* Whoever has the job may have undone it, and be taking another one. */
-        if (priv->snapshotBackground == snapdef &&
-            vm->job->asyncJob != VIR_ASYNC_JOB_SNAPSHOT)
-            qemuSnapshotUndoEnd(driver, vm, -1);
+        /* Who has the job may be undoing it. */
+        if (vm->job->asyncJob != VIR_ASYNC_JOB_SNAPSHOT)
+            qemuSnapshotUndoEnd(driver, vm, snapdef, -1);
+        qemuProcessSubmitGuestPanic(vm);
         return;
     }
 
@@ -351,7 +350,7 @@ qemuSnapshotLeftRecover(virQEMUDriver *driver,
          qemuMigrationParamsApply(vm, VIR_ASYNC_JOB_SNAPSHOT, params, 0) < 0))
         VIR_WARN("Domain '%s' keeps migration capabilities", vm->def->name);
 
-    qemuSnapshotUndoEnd(driver, vm, rc);
+    qemuSnapshotUndoEnd(driver, vm, snapdef, rc);
 
     virDomainObjEndAsyncJob(vm);
     qemuProcessSubmitGuestPanic(vm);

@@ -127,6 +127,7 @@ qemuSnapshotUndoDrop(virDomainObj *vm)
 
     priv->snapshotBackgroundResume = false;
     priv->snapshotBackgroundFailed = false;
+    priv->snapshotBackgroundRetried = false;
     priv->snapshotBackgroundAhead = false;
 }
 
@@ -173,11 +174,10 @@ static bool
 qemuSnapshotUndoIsEnding(virDomainObj *vm)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
-    g_autoptr(virError) monitor = priv->mon ? qemuMonitorLastError(priv->mon) : NULL;
     bool reboots = priv->fakeReboot ||
         vm->def->onPoweroff == VIR_DOMAIN_LIFECYCLE_ACTION_RESTART;
 
-    return priv->beingDestroyed || !priv->mon || monitor ||
+    return priv->beingDestroyed || !priv->mon || qemuMonitorHasEnded(priv->mon) ||
         (!reboots && virDomainObjGetState(vm, NULL) == VIR_DOMAIN_SHUTDOWN) ||
         virProcessKill(vm->pid, 0) < 0;
 }
@@ -407,14 +407,17 @@ qemuSnapshotUndoForget(virQEMUDriver *driver,
  * qemuSnapshotUndoEnd:
  * @driver: qemu driver
  * @vm: domain, in a snapshot job
+ * @snapdef: what was to be undone; the caller holds a reference
  * @result: of qemuSnapshotUndo()
  *
  * To be called after it. If it has failed, the next snapshot, or the next
- * daemon, tries again; but not once QEMU has ended.
+ * daemon, tries again; but not once QEMU has ended. Another snapshot that may
+ * be going on since is left alone.
  */
 void
 qemuSnapshotUndoEnd(virQEMUDriver *driver,
                     virDomainObj *vm,
+                    virDomainSnapshotDef *snapdef,
                     int result)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
@@ -422,7 +425,7 @@ qemuSnapshotUndoEnd(virQEMUDriver *driver,
 
     jobPriv->snapshotDelete = false;
 
-    if (!priv->snapshotBackground)
+    if (!priv->snapshotBackground || priv->snapshotBackground != snapdef)
         return;
 
     if (result == 0 || !virDomainObjIsActive(vm)) {
@@ -431,6 +434,7 @@ qemuSnapshotUndoEnd(virQEMUDriver *driver,
     }
 
     priv->snapshotBackgroundFailed = true;
+    priv->snapshotBackgroundRetried = true;
     priv->snapshotBackgroundAhead = false;
     qemuDomainSaveStatus(vm);
 }

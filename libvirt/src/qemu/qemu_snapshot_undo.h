@@ -48,6 +48,7 @@ qemuSnapshotUndo(virQEMUDriver *driver,
 void
 qemuSnapshotUndoEnd(virQEMUDriver *driver,
                     virDomainObj *vm,
+                    virDomainSnapshotDef *snapdef,
                     int result);
 
 int

@@ -39,7 +39,10 @@ def _run(vm: VM, job: str, meanwhile: Callable[[], None],
     try:
         delay = 0.005
         while True:
-            [state] = [j for j in vm.cmd('query-jobs') if j['id'] == job]
+            states = [j for j in vm.cmd('query-jobs') if j['id'] == job]
+            if not states:
+                raise SnapshotError(f'somebody has dismissed the job {job}')
+            state = states[0]
             if state['status'] == 'ready' and not told:
                 completing()
                 vm.cmd('job-complete', id=job)

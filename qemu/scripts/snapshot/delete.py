@@ -21,7 +21,7 @@ from typing import Any, Dict, List, Optional
 from . import blockjobs, disks, store
 from .errors import Interrupted, NotUndone, Refused, SnapshotError
 from .images import QemuImg
-from .merging import Merging
+from .merging import FORGET, Merging
 from .partial import delete_partial
 from .progress import Progress
 from .signals import Signals
@@ -123,7 +123,13 @@ class Delete:
         """The disks that are to be changed, all of which can be."""
         mode = manifest['disks']['mode']
         layers: List[Json] = (manifest['disks']['list'] if mode != 'none'
-                              and not self.options.forget else [])
+                              else [])
+        if self.options.forget:
+            if again and mode == 'external':
+                Merging(self.place, self.place.deleting, layers,
+                        store.neighbours(self.place, skip_damaged=True),
+                        self.vm, image_tool, self.progress).forget()
+            return []
         if layers and self.vm is None:
             image_tool.need('if the VM is off')
         self.neighbours = store.neighbours(self.place) if layers else []
@@ -149,7 +155,7 @@ class Delete:
                     layer.get(key) != value for key, value in state.items()):
                 raise Refused(f'{layer["file"]} was written to after the '
                               f'snapshot: {layer["overlay"]} does not fit it '
-                              'any more')
+                              f'any more; keep both, {FORGET}')
         return layers
 
     def _check_unfinished(self, layers: List[Json]) -> None:

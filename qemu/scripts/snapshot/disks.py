@@ -117,7 +117,9 @@ def check_idle(vm: VM) -> None:
             if job['status'] not in ('concluded', 'null')
             or job['id'].startswith('snap-commit-')]
     if busy:
-        raise Refused(f'the VM has jobs that run: {", ".join(busy)}')
+        raise Refused(f'the VM has jobs that run: {", ".join(busy)}'
+                      + ('; a "delete" was killed: call it again'
+                         if busy[0].startswith('snap-commit-') else ''))
 
 
 def prepare(vm: VM, disk: Json, note: Callable[[], None]) -> None:

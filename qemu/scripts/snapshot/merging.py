@@ -105,30 +105,35 @@ class Merging:
         note = self._notes.get(overlay)
         if note is None or note['state'] == 'begun' and note['above'] is None:
             return False
-        same = self.vm is not None and self.vm.has_mark(note.get('vm'))
+        unwritten = note.get('overlay') == store.file_state(overlay)
+        if note['above'] is not None and self._is_below(layer, note['above']):
+            # That was changed last of all
+            if unwritten:
+                return True
+            raise self._unsure(layer, [])
+        same = self._is_known_run(layer)
         if self._used(overlay) and same and note['state'] == 'completing':
             return False  # QEMU has not done what it was told
         users = self.children(overlay)
         if users or self._used(overlay):
             # It has become somebody's disk since.  If the disk below is as it
             # was when that began, the overlay is right in any case.
+            state = store.file_state(disk)
             if note['state'] == 'begun' or \
-                    note.get('disk') == store.file_state(disk):
+                    state and note.get('disk') == state:
                 return False
             raise self._unsure(layer, users)
-        if note['state'] == 'merged':
-            sure = note.get('overlay') == store.file_state(overlay)
-        elif note['above'] is not None:
-            # What is above it was changed last of all
-            below = base_of(note['above'])
-            if below is None or not blockjobs.same_file(below, disk):
-                return False
-            sure = note.get('overlay') == store.file_state(overlay)
-        else:
-            sure = same and self._used(disk)
-        if not sure:
+        if note['above'] is not None and note['state'] != 'merged':
+            return False
+        if not (unwritten if note['state'] == 'merged'
+                else same and self._used(disk)):
             raise self._unsure(layer, [])
         return True
+
+    def _is_known_run(self, layer: Json) -> bool:
+        """Whether the VM is the one that its note is of."""
+        note = self._notes.get(layer['overlay'], {})
+        return self.vm is not None and self.vm.has_mark(note.get('vm'))
 
     def _unsure(self, layer: Json, users: List[str]) -> SnapshotError:
         overlay, disk = layer['overlay'], layer['file']
@@ -156,23 +161,32 @@ class Merging:
         check_no_internal(overlay)
         for child in self.children(disk):
             if not blockjobs.same_file(child, overlay):
-                raise SnapshotError(
-                    f'{child} needs {disk} as it is; if it is of a restored '
-                    'VM that is not needed any more, remove it first')
+                raise SnapshotError(self._needs(child, disk))
         uppers = self.children(overlay)
         for child in uppers:
             if not self._known(overlay, child):
-                raise SnapshotError(f'{child} needs {overlay}, and is of no '
-                                    f'snapshot in {self._place.directory}')
-        if self.vm is None:
-            self.probe((uppers or [overlay])[0])
-        elif not self._used(overlay):
+                raise SnapshotError(self._needs(child, overlay))
+        if self.vm is not None and not self._used(overlay):
             raise SnapshotError(
                 f'the VM at {self.vm.address} does not use {overlay}; if its '
-                'own VM is off, leave out --qmp')
-        else:
+                'own VM is off, leave out --qmp, ' + FORGET)
+        if self.vm is not None:
             blockjobs.nodes(self.vm, overlay, disk)
+        if self.vm is None or self.image_tool.available():
+            self.probe(overlay)
         return uppers[0] if uppers else None
+
+    def _needs(self, child: str, image: str) -> str:
+        """That a file is in the way, and what to do."""
+        text = f'{child} needs {image} as it is'
+        if self._used(child) or any(
+                blockjobs.same_file(child, path) for _, content in self._others
+                for disk in content['disks']['list']
+                for path in (disk['file'], disk.get('overlay', ''))):
+            return f'{text}: delete what was taken later before, {FORGET}'
+        return (f'{text}, and is of no snapshot in {self._place.directory}; '
+                'if it is of a restored VM that is not needed any more, '
+                f'remove it first, {FORGET}')
 
     def _known(self, overlay: str, child: str) -> bool:
         """Whether an image on top is the overlay of the next snapshot."""
@@ -182,16 +196,19 @@ class Merging:
                    for other in store.overlays(content))
 
     def probe(self, image: str) -> None:
-        """Raise if a VM writes to what is on top of an image."""
+        """Raise if another VM than ours writes to what is on an image."""
         above = self.children(image)
-        while above:
-            image = above[0]
-            above = self.children(image)
+        for child in above:
+            self.probe(child)
+        if above or self._used(image):
+            return
         try:
             self.image_tool.probe(image)
         except SnapshotError as problem:
-            raise SnapshotError(f'{problem}\nIf its VM is running, give its '
-                                'socket with --qmp') from problem
+            raise SnapshotError(f'{problem}\n' + (
+                'If its VM is running, give its socket with --qmp'
+                if self.vm is None else f'End the VM that uses {image} first'
+                )) from problem
 
     def _used(self, image: str) -> bool:
         return (self.vm is not None
@@ -258,24 +275,47 @@ class Merging:
         @is_own: no other VM than ours can have it.
         """
         overlay = layer['overlay']
-        users = self.children(overlay)
         if self.vm is not None:
             if self._used(overlay):
-                users.append(f'the VM at {self.vm.address}')
-            else:
-                blockjobs.forget(self.vm, overlay)
+                raise SnapshotError(f'the VM at {self.vm.address} still uses '
+                                    f'{overlay}')
+            blockjobs.forget(self.vm, overlay)
+        users = self.children(overlay)
         if users:
-            raise SnapshotError(f'{users[0]} still needs {overlay}')
-        is_own = is_own or overlay in self._now
+            raise SnapshotError(self._needs(users[0], overlay))
+        is_own = (is_own or overlay in self._now
+                  or self._is_known_run(layer))
         if not is_own or self.image_tool.available():
             self.probe(overlay)
+        above = self._notes.get(overlay, {}).get('above')
         if self.noted(layer) != 'merged':
-            self._note(layer, 'merged', None)
+            self._note(layer, 'merged', above)
         # The next snapshot's disk has to be known before the file goes
-        self._tell_others(overlay, layer['file'], layer['format'])
+        self._tell(layer, above)
         os.unlink(overlay)
         # The notes must not be gone before
         store.sync(os.path.dirname(overlay))
+
+    def _tell(self, layer: Json, above: Optional[str]) -> None:
+        """Have others know what merging has changed."""
+        self._tell_others(layer['overlay'], layer['file'], layer['format'])
+        if above is not None:
+            # It has another base, and is perhaps the next but one's disk
+            self._tell_others(above, above, 'qcow2')
+
+    def forget(self) -> None:
+        """The overlays are left as they are, but where one is merged."""
+        for layer in self._layers:
+            above = self._notes.get(layer['overlay'], {}).get('above')
+            if above is not None and self._is_below(layer, above):
+                self._tell(layer, above)
+
+    @staticmethod
+    def _is_below(layer: Json, above: str) -> bool:
+        """Whether what was on the overlay is on the disk."""
+        below = base_of(above)
+        return (below is not None
+                and blockjobs.same_file(below, layer['file']))
 
     def _tell_others(self, old: str, disk: str, image_format: str) -> None:
         """Who had a file for its disk has another now, or it has changed."""

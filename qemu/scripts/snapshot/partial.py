@@ -38,7 +38,7 @@ def delete_partial(place: store.Snapshot, vm: Optional[VM],
         _check_vm(journal, vm, options.vm_off)
     except SnapshotError as problem:
         raise Refused(str(problem)) from problem
-    if vm is None and not options.forget:
+    if vm is None and not options.forget and journal['disks']:
         image_tool.need('to merge the overlays of a VM that is off')
     todo = Undo(place, journal, vm, image_tool, progress,
                 options.forget).run()

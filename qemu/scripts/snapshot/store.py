@@ -364,9 +364,10 @@ def neighbours(place: Snapshot,
             continue
         try:
             found.append((path, parse(path)))
-        except SnapshotError:
+        except SnapshotError as problem:
             if not skip_damaged:
-                raise
+                raise SnapshotError(f'{problem}: repair it, or remove '
+                                    f'{folder}') from problem
     return found
 
 
@@ -404,5 +405,5 @@ def alone(directory: str) -> Iterator[None]:
 def leftovers(directory: str, kind: str) -> List[str]:
     """Names of those that are 'partial' or 'deleting'."""
     return [found.group(1) for found in
-            (re.fullmatch(rf'\.(.+)\.{kind}', name)
+            (re.fullmatch(rf'\.({NAME.pattern})\.{kind}', name)
              for name in sorted(os.listdir(directory))) if found]

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 from . import blockjobs, disks, migration, store
 from .errors import SnapshotError
-from .images import QemuImg
+from .images import QemuImg, base_of
 from .merging import Merging
 from .progress import Progress
 from .vm import MonitorLost, VM
@@ -92,7 +92,8 @@ class Undo:
         except MonitorLost as problem:
             # It was there when we began; a second time there is no way on
             self.todo.append(f'{what} ({problem})')
-        except (SnapshotError, OSError) as problem:
+        # The rest is to be tried also after a bug of ours
+        except Exception as problem:  # pylint: disable=broad-except
             self.todo.append(f'{what} ({problem})')
 
     def _find_vm(self, mark: str) -> bool:
@@ -222,7 +223,15 @@ class Undo:
             return False
         if self.merging.gone(disk):
             return False
-        return bool(os.stat(overlay).st_ino == disk['inode'])
+        if os.stat(overlay).st_ino == disk['inode']:
+            return True
+        base = base_of(overlay)
+        if base is not None and blockjobs.same_file(base, disk['file']):
+            raise SnapshotError(
+                f'{overlay} is not the file that it was: if it is a copy of '
+                'that, "qemu-img commit" it and remove it, then call this '
+                'with --forget')
+        return False
 
     def _is_empty(self, disk: Json) -> bool:
         """Whether nobody has ever written to the overlay."""

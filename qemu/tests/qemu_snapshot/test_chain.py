@@ -72,6 +72,44 @@ class Chain(Case):
             self.guest_holds()
         self.assertEqual(self.files(), ['one.qcow2', 'two.raw'])
 
+    def test_online_oldest_first(self):
+        """What is above has another base then, but still holds the same."""
+        self.three()
+        for number in (1, 2, 3):
+            self.delete(f's{number}')
+            self.holds(*range(number + 1, 4))
+            self.guest_holds()
+        self.assertEqual(self.files(), ['one.qcow2', 'two.raw'])
+
+    def test_offline_oldest_first(self):
+        self.three()
+        self.guest.close()
+        for number in (1, 2, 3):
+            self.delete(f's{number}', online=False)
+            self.holds(*range(number + 1, 4))
+        self.disk_holds()
+
+    def test_forgotten(self):
+        """Half deleted, and then left so: the others are good."""
+        self.three()
+        process = self.start('delete', str(self.snaps / 's1'), '--qmp',
+                             self.guest.socket,
+                             at='blockjobs._run 2 after kill')
+        process.communicate(timeout=60)
+        self.delete('s1', '--forget')
+        self.holds(2, 3)
+        self.delete('s3')
+        self.guest_holds()
+
+    def test_restored_above(self):
+        """It runs on what is two snapshots above, and is named."""
+        self.three()
+        vm = self.restore('s3')
+        self.assertIn('End the VM', self.delete('s1', code=2)['error'])
+        vm.shut()
+        self.delete('s1')
+        self.holds(2, 3)
+
     def test_offline(self):
         self.three()
         for number in (1, 2, 3):

@@ -171,6 +171,16 @@ class Interrupted(Case):
         (self.folder / 'hidden').rename(self.folder / 'two.s.qcow2')
         self.delete('s', online=False)
 
+    def test_again_and_again(self):
+        self.boot()
+        self.create('s')
+        self.guest.disk('two', write(2))
+        for where in ('Merging._note 3 before', 'Merging._note 4 after',
+                      'Merging.settle 1 before', 'os.unlink 1 before'):
+            self.stopped(f'{where} kill')
+        self.delete('s')
+        self.whole(2)
+
     def test_forget(self):
         self.boot()
         self.create('s')

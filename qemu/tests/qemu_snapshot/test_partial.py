@@ -6,6 +6,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -241,6 +242,20 @@ class Partial(Case):
         self.undo(code=3)
         (self.folder / 'hidden').rename(self.folder / 'two.s.qcow2')
         self.undo()
+        self.undone(7)
+
+    def test_copied(self):
+        """Overlays that were put on another file system, say."""
+        self.boot()
+        self.resumed()
+        self.guest.close()
+        overlay = self.folder / 'two.s.qcow2'
+        shutil.copy2(overlay, self.folder / 'copy')
+        (self.folder / 'copy').rename(overlay)
+        self.undo(code=3)
+        self.image('commit', '-q', 'two.s.qcow2')
+        overlay.unlink()
+        self.undo(more=['--forget'])
         self.undone(7)
 
     def test_plugged_again(self):
