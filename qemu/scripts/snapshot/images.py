@@ -107,23 +107,31 @@ class QemuImg:
             raise Refused(f'qemu-img is needed {why}: install it, or name it '
                           'with --qemu-img')
 
-    def _run(self, *arguments: str, accept: int = 0) -> str:
+    def _run(self, *arguments: str, accept: int = 0,
+             each_second: Callable[[], None] = lambda: None) -> str:
         self.need('here')
         assert self._path is not None
         try:
             # Signals of the terminal are for us: a commit is not to be cut
-            done = subprocess.run([self._path, *arguments], check=False,
-                                  stdin=subprocess.DEVNULL,
-                                  stdout=subprocess.PIPE,
-                                  stderr=subprocess.PIPE, text=True,
-                                  start_new_session=True,
-                                  preexec_fn=_die_with_us)
+            # pylint: disable=consider-using-with
+            process = subprocess.Popen([self._path, *arguments],
+                                       stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE,
+                                       stderr=subprocess.PIPE, text=True,
+                                       start_new_session=True,
+                                       preexec_fn=_die_with_us)
         except OSError as problem:
             raise SnapshotError(f'{self._path}: {problem}') from problem
-        if done.returncode not in (0, accept):
-            raise SnapshotError(done.stderr.strip() or done.stdout.strip()
+        while True:
+            try:
+                out, err = process.communicate(timeout=1)
+                break
+            except subprocess.TimeoutExpired:
+                each_second()
+        if process.returncode not in (0, accept):
+            raise SnapshotError(err.strip() or out.strip()
                                 or f'qemu-img {arguments[0]} failed')
-        return done.stdout
+        return out
 
     def info(self, path: str) -> Dict[str, Any]:
         """qemu-img info.  Works beside a QEMU that uses the image."""
@@ -153,9 +161,10 @@ class QemuImg:
         """Delete an internal snapshot of a disk that nobody uses."""
         self._run('snapshot', '-d', snapshot, path)
 
-    def commit(self, overlay: str) -> None:
+    def commit(self, overlay: str, each_second: Callable[[], None]) -> None:
         """Write an overlay into its base; the overlay stays as it is."""
-        self._run('commit', '-q', '-d', '-f', 'qcow2', overlay)
+        self._run('commit', '-q', '-d', '-f', 'qcow2', overlay,
+                  each_second=each_second)
 
     def rebase(self, overlay: str, base: str, base_format: str) -> None:
         """Change the name of an overlay's base."""

@@ -25,6 +25,8 @@ from .vm import VM, new_mark
 Json = Dict[str, Any]
 
 RESTORED = 'restored.json'
+# More than a second, in which the notes are renewed, and than clocks differ
+LATER_S = 5
 FORGET = 'or call it with --forget, which leaves all disks as they are'
 
 
@@ -103,7 +105,11 @@ class Merging:
         """
         overlay, disk = layer['overlay'], layer['file']
         note = self._notes.get(overlay)
-        if note is None or note['state'] == 'begun' and note['above'] is None:
+        if note is None:
+            return False
+        if note['state'] == 'begun' and note['above'] is None:
+            if note.get('vm') is None and self._written_later(disk):
+                raise self._unsure(layer, [])
             return False
         unwritten = note.get('overlay') == store.file_state(overlay)
         if note['above'] is not None and self._is_below(layer, note['above']):
@@ -135,10 +141,18 @@ class Merging:
         note = self._notes.get(layer['overlay'], {})
         return self.vm is not None and self.vm.has_mark(note.get('vm'))
 
+    def _written_later(self, disk: str) -> bool:
+        """Whether a disk was written to when qemu-img had ended.
+
+        While that is at work, the notes are as new as what it writes.
+        """
+        return bool(store.file_state(disk)) and os.stat(disk).st_mtime > \
+            os.stat(self._path).st_mtime + LATER_S
+
     def _unsure(self, layer: Json, users: List[str]) -> SnapshotError:
         overlay, disk = layer['overlay'], layer['file']
-        what = (f'QEMU was told to go on with {disk} instead of {overlay}, '
-                'and has ended since: ')
+        what = (f'{disk} was to be used instead of {overlay}, and who knew '
+                'how far that was has ended: ')
         if users or self._used(overlay):
             return SnapshotError(
                 f'{what}it is not known whether {disk} or what is on '
@@ -260,7 +274,7 @@ class Merging:
                         self._note(layer, 'begun', above)
                 raise
         else:
-            self.image_tool.commit(overlay)
+            self.image_tool.commit(overlay, lambda: os.utime(self._path))
             if above is not None:
                 self.image_tool.rebase(above, disk, layer['format'])
         # All of it, before anything says that it is there

@@ -52,7 +52,7 @@ class Interrupted(Case):
         self.half('blockjobs.merge 2 after kill')
         self.guest.disk('two', write(7))
         self.guest.close()
-        self.assertIn('has ended since',
+        self.assertIn('who knew how far',
                       self.delete('s', online=False, code=2)['error'])
         (self.folder / 'two.s.qcow2').unlink()
         self.delete('s', online=False)
@@ -128,7 +128,7 @@ class Interrupted(Case):
         self.half('blockjobs.merge 1 after kill')
         self.guest.close()
         self.boot()
-        self.assertIn('has ended since', self.delete('s', code=2)['error'])
+        self.assertIn('who knew how far', self.delete('s', code=2)['error'])
         self.assertIn('one.s.qcow2', self.files())
 
     def test_used_both(self):
@@ -160,6 +160,20 @@ class Interrupted(Case):
         self.guest.close()
         self.delete('s', online=False, code=2)
         self.assertEqual((self.folder / 'two.raw').read_bytes()[0], 7)
+
+    def test_used_instead(self):
+        """Nothing was merged yet; the VM was started on the disk."""
+        self.half('Merging._note 1 after kill', online=False)
+        notes = self.snaps / '.s.deleting' / 'merged.json'
+        os.utime(notes, (1, 1))  # As if that was a while ago
+        self.boot()
+        self.guest.disk('one', write(7))
+        self.guest.close()
+        before = self.image('map', '--output=json', 'one.qcow2')
+        self.assertIn('who knew how far',
+                      self.delete('s', online=False, code=2)['error'])
+        self.assertEqual(before, self.image('map', '--output=json',
+                                            'one.qcow2'))
 
     def test_hidden(self):
         """Overlays that are not to be seen have not been merged."""
