@@ -5,12 +5,14 @@ Jobs of QEMU's block layer, waited for until they have ended, and what is done
 with them: creating an image, and merging one into its base.
 """
 
+import contextlib
 import itertools
 import json
 import os
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+from . import store
 from .errors import SnapshotError
 from .vm import CommandFailed, VM
 
@@ -223,7 +225,10 @@ def merge(vm: VM, overlay: str, base: str,
         'backing_file': os.path.abspath(base), 'auto_finalize': False}
 
     def flush() -> None:
-        # Or the header above says that the base has all before it does
+        # Or the header above says that the base has all before it does.  What
+        # is written here need not be there, where QEMU waits for it
+        with contextlib.suppress(OSError):
+            store.sync(base)
         said = vm.cmd('human-monitor-command',
                       command_line=f'qemu-io {bottom} "flush"')
         if said.strip():

@@ -20,7 +20,7 @@ from typing import Any, Dict, List, Optional
 
 from . import blockjobs, disks, store
 from .errors import Interrupted, NotUndone, Refused, SnapshotError
-from .images import QemuImg
+from .images import QemuImg, base_of
 from .merging import FORGET, Merging
 from .partial import delete_partial
 from .progress import Progress
@@ -29,6 +29,13 @@ from .vm import VM
 
 
 Json = Dict[str, Any]
+
+def _is_on(disk: str, overlay: str) -> bool:
+    """Whether merging an overlay changes a disk: its data, or its base."""
+    base = base_of(disk)
+    return (blockjobs.same_file(disk, overlay)
+            or base is not None and blockjobs.same_file(base, overlay))
+
 
 class Delete:
     """The deletion of one snapshot."""
@@ -125,6 +132,8 @@ class Delete:
         layers: List[Json] = (manifest['disks']['list'] if mode != 'none'
                               else [])
         if self.options.forget:
+            if self.vm is not None:
+                blockjobs.tidy(self.vm)
             if again and mode == 'external':
                 Merging(self.place, self.place.deleting, layers,
                         store.neighbours(self.place, skip_damaged=True),
@@ -162,14 +171,13 @@ class Delete:
         """Refuse to change what is to be undone first."""
         for place, disk in store.unfinished(self.place):
             for layer in layers:
-                if blockjobs.same_file(disk['file'], layer['overlay']):
+                if _is_on(disk['file'], layer['overlay']):
                     raise Refused(f'{place}, which was not finished, is on '
                                   f'{layer["overlay"]}: undo it first, with '
                                   '"delete --partial"')
         for path, content in self.neighbours:
-            name = os.path.basename(os.path.dirname(path))
-            if name.startswith('.') and any(
-                    blockjobs.same_file(one['file'], other['overlay'])
+            if store.is_deleting(path) and any(
+                    _is_on(one['file'], other['overlay'])
                     for layer in layers for disk in store.overlays(content)
                     for one, other in ((layer, disk), (disk, layer))):
                 raise Refused(f'{content["name"]} is half deleted: delete it '

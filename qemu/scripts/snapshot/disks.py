@@ -118,7 +118,9 @@ def check_idle(vm: VM) -> None:
             or job['id'].startswith('snap-commit-')]
     if busy:
         raise Refused(f'the VM has jobs that run: {", ".join(busy)}'
-                      + ('; a "delete" was killed: call it again'
+                      + ('; a "delete" was killed: call it again, or, if '
+                         'there is no such snapshot any more, cancel it with '
+                         'block-job-cancel'
                          if busy[0].startswith('snap-commit-') else ''))
 
 

@@ -86,6 +86,12 @@ class Merging:
             'disk': store.file_state(layer['file'])}
         store.write_json(self._path, self._notes)
 
+    def _note_merged(self, layer: Json, above: Optional[str]) -> None:
+        # All of it, before anything says that it is there
+        for path in [layer['file'], *([above] if above is not None else [])]:
+            store.sync(path)
+        self._note(layer, 'merged', above)
+
     # Looking, without changing anything
 
     def gone(self, layer: Json) -> bool:
@@ -107,9 +113,12 @@ class Merging:
         note = self._notes.get(overlay)
         if note is None:
             return False
+        if note['state'] == 'begun' and not self._used(overlay) and not (
+                note['above'] is not None
+                and self._is_below(layer, note['above'])) and \
+                self._written_later(layer):
+            raise self._unsure(layer, [])
         if note['state'] == 'begun' and note['above'] is None:
-            if note.get('vm') is None and self._written_later(disk):
-                raise self._unsure(layer, [])
             return False
         unwritten = note.get('overlay') == store.file_state(overlay)
         if note['above'] is not None and self._is_below(layer, note['above']):
@@ -141,18 +150,25 @@ class Merging:
         note = self._notes.get(layer['overlay'], {})
         return self.vm is not None and self.vm.has_mark(note.get('vm'))
 
-    def _written_later(self, disk: str) -> bool:
-        """Whether a disk was written to when qemu-img had ended.
+    def _written_later(self, layer: Json) -> bool:
+        """Whether a disk was written to after we had ended, or the VM.
 
-        While that is at work, the notes are as new as what it writes.
+        While we are at work, the notes are as new as what is written; later
+        the overlay is, to which the VM goes on to write.
         """
-        return bool(store.file_state(disk)) and os.stat(disk).st_mtime > \
-            os.stat(self._path).st_mtime + LATER_S
+        disk = layer['file']
+        return bool(store.file_state(disk)) and os.stat(disk).st_mtime > max(
+            os.stat(path).st_mtime
+            for path in (self._path, layer['overlay'])) + LATER_S
 
     def _unsure(self, layer: Json, users: List[str]) -> SnapshotError:
         overlay, disk = layer['overlay'], layer['file']
         what = (f'{disk} was to be used instead of {overlay}, and who knew '
                 'how far that was has ended: ')
+        if self.noted(layer) == 'begun':
+            return SnapshotError(
+                f'{what}if {overlay} has what the VM wrote last, start the VM '
+                f'on that, and give --qmp; otherwise {FORGET[3:]}')
         if users or self._used(overlay):
             return SnapshotError(
                 f'{what}it is not known whether {disk} or what is on '
@@ -163,9 +179,11 @@ class Merging:
             'latter; otherwise "qemu-img commit" the latter before; then call '
             'this again')
 
-    def check(self, layer: Json) -> Optional[str]:
+    def check(self, layer: Json, is_new: bool = False) -> Optional[str]:
         """Raise if anybody needs what merging would change.
 
+        @is_new: the VM wrote to the disk just before, so who else is on that
+        has been of no use for longer.
         Returns the image whose base is the overlay, if there is one.
         """
         disk, overlay = layer['file'], layer['overlay']
@@ -174,7 +192,7 @@ class Merging:
             raise SnapshotError(f'{overlay} is not an overlay of {disk}')
         check_no_internal(overlay)
         for child in self.children(disk):
-            if not blockjobs.same_file(child, overlay):
+            if not is_new and not blockjobs.same_file(child, overlay):
                 raise SnapshotError(self._needs(child, disk))
         uppers = self.children(overlay)
         for child in uppers:
@@ -184,7 +202,11 @@ class Merging:
             raise SnapshotError(
                 f'the VM at {self.vm.address} does not use {overlay}; if its '
                 'own VM is off, leave out --qmp, ' + FORGET)
+        if len(uppers) > 1:
+            raise SnapshotError(self._needs(uppers[1], overlay))
         if self.vm is not None:
+            if uppers and not self._used(uppers[0]):
+                raise SnapshotError(self._needs(uppers[0], overlay))
             blockjobs.nodes(self.vm, overlay, disk)
         if self.vm is None or self.image_tool.available():
             self.probe(overlay)
@@ -193,6 +215,12 @@ class Merging:
     def _needs(self, child: str, image: str) -> str:
         """That a file is in the way, and what to do."""
         text = f'{child} needs {image} as it is'
+        for path, content in self._others:
+            if store.is_deleting(path) and any(
+                    blockjobs.same_file(child, disk['overlay'])
+                    for disk in store.overlays(content)):
+                return (f'{text}: {content["name"]} is half deleted, delete '
+                        'it first')
         if self._used(child) or any(
                 blockjobs.same_file(child, path) for _, content in self._others
                 for disk in content['disks']['list']
@@ -263,10 +291,14 @@ class Merging:
         disk, overlay = layer['file'], layer['overlay']
         self.progress.step(f'merge {overlay} into {disk}')
         self._note(layer, 'begun', above)
+
+        def look() -> None:
+            os.utime(self._path)
+            meanwhile()
         if self.vm is not None:
             try:
                 blockjobs.merge(self.vm, overlay, disk, lambda: self._note(
-                    layer, 'completing', above), meanwhile)
+                    layer, 'completing', above), look)
             except SnapshotError:
                 with contextlib.suppress(SnapshotError, OSError):
                     blockjobs.tidy(self.vm)
@@ -277,10 +309,7 @@ class Merging:
             self.image_tool.commit(overlay, lambda: os.utime(self._path))
             if above is not None:
                 self.image_tool.rebase(above, disk, layer['format'])
-        # All of it, before anything says that it is there
-        for path in [disk, *([above] if above is not None else [])]:
-            store.sync(path)
-        self._note(layer, 'merged', above)
+        self._note_merged(layer, above)
         self._now.append(overlay)
 
     def settle(self, layer: Json, is_own: bool = False) -> None:
@@ -303,7 +332,7 @@ class Merging:
             self.probe(overlay)
         above = self._notes.get(overlay, {}).get('above')
         if self.noted(layer) != 'merged':
-            self._note(layer, 'merged', above)
+            self._note_merged(layer, above)
         # The next snapshot's disk has to be known before the file goes
         self._tell(layer, above)
         os.unlink(overlay)

@@ -312,6 +312,8 @@ def parse(path: str, owners: Optional[List[int]] = None) -> Json:
     image, disks = manifest['image'], manifest['disks']
     if 'uri' not in image:
         check_shape(path, 'image', manifest, {'file': str, 'size': int})
+    if 'file' in image:
+        check_shape(path, 'image', manifest, {'file': str})
         if image['file'] != os.path.basename(image['file']):
             raise SnapshotError(f'{path} names an image elsewhere')
     if manifest['command']:
@@ -369,6 +371,11 @@ def neighbours(place: Snapshot,
                 raise SnapshotError(f'{problem}: repair it, or remove '
                                     f'{folder}') from problem
     return found
+
+
+def is_deleting(manifest: str) -> bool:
+    """Whether what neighbours() has returned is of a half deleted one."""
+    return os.path.basename(os.path.dirname(manifest)).startswith('.')
 
 
 def overlays(content: Json) -> List[Json]:

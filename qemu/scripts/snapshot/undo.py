@@ -68,6 +68,9 @@ class Undo:
             # First of all the guest goes on, the rest can wait
             if self.journal.get('was-running'):
                 self._try('the VM is paused: cont', self._resume)
+        if self.vm is not None:
+            self._try('jobs: end those that are left',
+                      partial(blockjobs.tidy, self.vm))
         if self.journal['disks'] and not self.forget:
             self._disks()
         if self.vm is not None and self.same:
@@ -148,9 +151,6 @@ class Undo:
         return f'merge {disk["overlay"]} into {disk["file"]}'
 
     def _disks(self) -> None:
-        if self.vm is not None:
-            self._try('jobs: end those that are left',
-                      partial(blockjobs.tidy, self.vm))
         if self.journal['mode'] == 'external':
             self._try('disks: find out who uses them', self._look)
         for disk in self.journal['disks']:
@@ -208,7 +208,7 @@ class Undo:
                 f'was last started on {overlay}, start it on that again, and '
                 'give --qmp; otherwise call this with --forget, and remove '
                 f'{overlay}')
-        above = merging.check(disk)
+        above = merging.check(disk, is_new=True)
         merging.merge(disk, above)
         merging.settle(disk)
 

@@ -165,7 +165,8 @@ class Interrupted(Case):
         """Nothing was merged yet; the VM was started on the disk."""
         self.half('Merging._note 1 after kill', online=False)
         notes = self.snaps / '.s.deleting' / 'merged.json'
-        os.utime(notes, (1, 1))  # As if that was a while ago
+        for path in notes, self.folder / 'one.s.qcow2':
+            os.utime(path, (1, 1))  # As if that was a while ago
         self.boot()
         self.guest.disk('one', write(7))
         self.guest.close()
@@ -174,6 +175,38 @@ class Interrupted(Case):
                       self.delete('s', online=False, code=2)['error'])
         self.assertEqual(before, self.image('map', '--output=json',
                                             'one.qcow2'))
+
+    def test_used_instead_ready(self):
+        """The same, and all of the overlay was in the disk by then."""
+        self.half('Merging._note 2 before kill')
+        self.guest.close()
+        for path in (self.snaps / '.s.deleting' / 'merged.json',
+                     self.folder / 'one.s.qcow2'):
+            os.utime(path, (1, 1))
+        self.boot(*self.arguments)
+        self.guest.disk('one', write(9))
+        self.guest.close()
+        self.delete('s', online=False, code=2)
+        self.boot(*self.anew)
+        self.delete('s')
+        self.guest.disk('one', read(9))
+
+    def test_one_behind(self):
+        """The VM runs on what the next snapshot holds, and would change it."""
+        self.boot()
+        self.create('s')
+        self.create('s2')
+        self.guest.close()
+        self.boot(*self.anew)
+        self.assertIn('one.s2.qcow2', self.delete('s', code=2)['error'])
+        self.assertEqual(self.written_to(), ['one.s.qcow2', 'two.s.qcow2'])
+
+    def test_forget_job(self):
+        """That of the killed program goes, too."""
+        self.half('Merging._note 2 before kill')
+        self.delete('s', '--forget')
+        self.assertEqual(self.guest.vm.cmd('query-jobs'), [])
+        self.create('s2')
 
     def test_hidden(self):
         """Overlays that are not to be seen have not been merged."""

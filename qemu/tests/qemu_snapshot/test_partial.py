@@ -233,6 +233,29 @@ class Partial(Case):
         self.delete('o')
         self.undone(7)
 
+    def test_two_above(self):
+        """Its disk would get another base."""
+        self.boot()
+        self.create('o')
+        self.create('p')
+        self.guest.disk('two', write(2))
+        self.resumed()
+        self.assertIn('undo it first', self.delete('o', code=2)['error'])
+        self.undo(self.guest.socket)
+        self.delete('o')
+        self.delete('p')
+        self.undone(7)
+
+    def test_beside_a_stale_one(self):
+        """The VM has gone on with the first disk, and spoiled a snapshot."""
+        self.boot()
+        self.create('o')
+        self.guest.close()
+        self.boot()
+        self.create('s', '--uri', 'exec:head -c 1000000 >/dev/null; exit 3',
+                    code=1)
+        self.assertEqual(self.written_to(), ['one.qcow2', 'two.raw'])
+
     def test_hidden(self):
         """Overlays that are not to be seen have not been merged."""
         self.boot()
