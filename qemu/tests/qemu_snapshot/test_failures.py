@@ -76,7 +76,7 @@ class Failures(Case):
     def slow(self, *more):
         """A snapshot that is being written."""
         process = self.start('create', str(self.snaps / 's'), '--qmp',
-                             self.guest.socket, '--max-bandwidth', '4M', *more)
+                             self.guest.socket, '--max-bandwidth', '2M', *more)
         for _ in range(2400):
             info = self.guest.vm.cmd('query-migrate')
             if info.get('status') == 'active' and \
