@@ -34,6 +34,9 @@ RAM = 128 << 20
 FILLED_AT, FILLED = 16 << 20, 64 << 20
 BLOCK = 64 << 10
 
+# A shell has its jobs in the background ignore it, and qemu-snapshot would
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 sys.path.insert(0, str(SCRIPTS.parent / 'python'))
 sys.path.insert(0, str(SCRIPTS))
 # pylint: disable=wrong-import-position
