@@ -86,9 +86,10 @@ def begin_held(scene: Scene, domain: Domain, name: str, *more: str) -> Virsh:
     return begun
 
 
-def begin_background(scene: Scene, domain: Domain, name: str) -> Virsh:
+def begin_background(scene: Scene, domain: Domain, name: str,
+                     *more: str) -> Virsh:
     """The same, and the guest goes on."""
-    begun = begin_held(scene, domain, name)
+    begun = begin_held(scene, domain, name, *more)
     wait_until('the domain runs', lambda: domain.state() == 'running')
     scene.check.moves(domain)
     return begun
@@ -107,12 +108,17 @@ def kill_qemu(domain: Domain, begun: Virsh) -> None:
     refused('a snapshot without its QEMU', '', begun.finish, VirshError)
 
 
+def in_guest(domain: Domain, command: str) -> None:
+    """Have its shell run a command, and wait until that has ended."""
+    mark = domain.console.mark()
+    domain.console.run(f'{command}; echo has-ended')
+    domain.console.wait('^has-ended', mark, 30)
+
+
 def write_marker(domain: Domain) -> None:
     """To the second disk."""
-    mark = domain.console.mark()
-    domain.console.run(f'echo "{MARKER}" | dd of=/dev/vdb bs=1M conv=fsync '
-                       f'seek={MARKER_MB} 2>/dev/null; echo written')
-    domain.console.wait('^written', mark, 30)
+    in_guest(domain, f'echo "{MARKER}" | dd of=/dev/vdb bs=1M conv=fsync '
+             f'seek={MARKER_MB} 2>/dev/null')
 
 
 def expect_marker(path: Path) -> None:
@@ -165,6 +171,12 @@ class Before:
             (self._scene.logs / f'{what}.after').write_text(str(after[what]))
         raise AssertionError(f'changed: {", ".join(changed)}: see *.before '
                              f'and *.after in {self._scene.logs}')
+
+    def expect_shut_off(self) -> None:
+        """The domain ends, and its snapshot is undone then."""
+        wait_until('it is shut off',
+                   lambda: self._domain.state() == 'shut off')
+        self.expect(shut_off=True, within=UNDO_S)
 
 
 def good(scene: Scene, domain: Domain, name: str) -> None:

@@ -10,7 +10,7 @@ from typing import List
 from .. import disk
 from ..domain import NAME, TARGETS, Domain
 from ..domain_steps import (HOLDABLE, UNDO_S, Before, arguments,
-                            begin_background, begin_early, begin_held,
+                            begin_background, begin_early,
                             expect_marker, good, kill_daemon, kill_qemu,
                             processed, start, write_marker)
 from ..libvirt import Virsh, VirshError
@@ -148,8 +148,7 @@ def qemu_killed(with_daemon: bool, scene: Scene) -> None:
     domain.daemon.full_speed()
     if with_daemon:
         domain.daemon.start(**HOLDABLE)
-    wait_until('it is shut off', lambda: domain.state() == 'shut off')
-    before.expect(shut_off=True, within=UNDO_S)
+    before.expect_shut_off()
     for path in domain.disks:
         disk.check(scene.place, path)
     expect_marker(domain.disks[1])
@@ -186,10 +185,9 @@ def hidden(scene: Scene) -> None:
     folder.mkdir()
     domain.daemon.give(folder)
     paths = [folder / target for target in TARGETS]
-    begun = begin_held(scene, domain, 's1', *(
+    begun = begin_background(scene, domain, 's1', *(
         word for target, path in zip(TARGETS, paths) for word in
         ('--diskspec', f'{target},snapshot=external,file={path}')))
-    wait_until('the domain runs', lambda: domain.state() == 'running')
     write_marker(domain)
     folder.chmod(0)
     kill_qemu(domain, begun)

@@ -14,7 +14,7 @@ from ..domain_steps import (ABORT_S, ABORTED, HOLDABLE, Before, arguments,
 from ..host import Skip, needs_root
 from ..libvirt import VirshError
 from ..scene import Case, Scene
-from ..steps import expect, refused, wait_until
+from ..steps import expect, refused
 from ..vm import BOOT_S
 
 # Seconds after it is noted: before the snapshot's moment and after it.
@@ -50,8 +50,7 @@ def powered_off(scene: Scene) -> None:
     power_off(domain)
     refused('s1', '', lambda: begun.finish(ABORT_S), VirshError)
     domain.daemon.full_speed()
-    wait_until('it is shut off', lambda: domain.state() == 'shut off')
-    before.expect(shut_off=True, within=ABORT_S)
+    before.expect_shut_off()
     domain.boot()
     good(scene, domain, 's1')
 

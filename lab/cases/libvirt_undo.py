@@ -8,7 +8,7 @@ import time
 
 from ..domain import NAME, TARGETS, Domain
 from ..domain_steps import (ABORT_S, HOLDABLE, UNDO_S, Before, arguments,
-                            begin_background, begin_held, expect_marker, good,
+                            begin_background, expect_marker, good, in_guest,
                             kill_daemon, kill_qemu, power_off, revert, start,
                             write_marker)
 from ..libvirt import VirshError
@@ -119,11 +119,8 @@ def undo_terminated(scene: Scene) -> None:
     before = Before(scene, domain)
     for moment in MOMENTS:
         begun = begin_background(scene, domain, 's1')
-        mark = domain.console.mark()
-        domain.console.run(f'dd if=/dev/urandom of=/dev/vdb bs=1M seek=42 '
-                           f'count={WRITTEN_MB} conv=fsync 2>/dev/null; '
-                           'echo filled')
-        domain.console.wait('^filled', mark, 30)
+        in_guest(domain, 'dd if=/dev/urandom of=/dev/vdb bs=1M seek=42 '
+                 f'count={WRITTEN_MB} conv=fsync 2>/dev/null')
         write_marker(domain)
         [pid] = domain.daemon.pids()
         domain.virsh('domjobabort')
@@ -133,8 +130,7 @@ def undo_terminated(scene: Scene) -> None:
         time.sleep(moment)
         os.kill(pid, signal.SIGTERM)
         refused('s1', '', lambda: begun.finish(UNDO_S), VirshError)
-        wait_until('it is shut off', lambda: domain.state() == 'shut off')
-        before.expect(shut_off=True, within=UNDO_S)
+        before.expect_shut_off()
         expect_marker(domain.disks[1])
         domain.daemon.full_speed()
         domain.boot()
@@ -153,8 +149,7 @@ def powered_off_unseen(scene: Scene) -> None:
     wait_until('it is down', lambda: 'Power down' in log.read_text())
     domain.daemon.full_speed()
     domain.daemon.start(**HOLDABLE)
-    wait_until('it is shut off', lambda: domain.state() == 'shut off')
-    before.expect(shut_off=True, within=UNDO_S)
+    before.expect_shut_off()
     expect_marker(domain.disks[1])
     domain.boot()
     good(scene, domain, 's1')
@@ -177,12 +172,9 @@ def part_of_file(scene: Scene) -> None:
     domain.boot()
     overlay = scene.files / 'vdc.s1'
     more = ['--diskspec', f'vdc,snapshot=external,file={overlay}']
-    begun = begin_held(scene, domain, 's1', *more)
-    wait_until('the domain runs', lambda: domain.state() == 'running')
-    mark = domain.console.mark()
-    domain.console.run('dd if=/dev/urandom of=/dev/vdc bs=1M count=1 '
-                       'conv=fsync 2>/dev/null; echo filled')
-    domain.console.wait('^filled', mark, 30)
+    begun = begin_background(scene, domain, 's1', *more)
+    in_guest(domain, 'dd if=/dev/urandom of=/dev/vdc bs=1M count=1 '
+             'conv=fsync 2>/dev/null')
     kill_qemu(domain, begun)
     domain.daemon.full_speed()
     wait_until('it is shut off', lambda: domain.state() == 'shut off')

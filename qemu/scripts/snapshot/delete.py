@@ -30,6 +30,7 @@ from .vm import VM
 
 Json = Dict[str, Any]
 
+
 def _is_on(disk: str, overlay: str) -> bool:
     """Whether merging an overlay changes a disk: its data, or its base."""
     base = base_of(disk)
@@ -46,6 +47,7 @@ class Delete:
         self.place = store.Snapshot(options.snapshot)
         self.vm: Optional[VM] = None
         self.signals = Signals()
+        self.merging: Merging
 
     def run(self) -> Json:
         """Returns what the VM's disks are now."""
@@ -131,26 +133,23 @@ class Delete:
         mode = manifest['disks']['mode']
         layers: List[Json] = (manifest['disks']['list'] if mode != 'none'
                               else [])
-        if self.options.forget:
-            if self.vm is not None:
-                blockjobs.tidy(self.vm)
-            if again and mode == 'external':
-                Merging(self.place, self.place.deleting, layers,
-                        store.neighbours(self.place, skip_damaged=True),
-                        self.vm, image_tool, self.progress).forget()
-            return []
-        if layers and self.vm is None:
+        forget = self.options.forget
+        if layers and self.vm is None and not forget:
             image_tool.need('if the VM is off')
-        self.neighbours = store.neighbours(self.place) if layers else []
-        self.merging = Merging(
-            self.place, self.place.deleting, layers, self.neighbours, self.vm,
-            image_tool, self.progress)
+        others = (store.neighbours(self.place, skip_damaged=forget)
+                  if layers else [])
+        self.merging = Merging(self.place, self.place.deleting, layers, others,
+                               self.vm, image_tool, self.progress)
+        if self.vm is not None and (forget or mode == 'external'):
+            blockjobs.tidy(self.vm)
+        if forget:
+            if mode == 'external':
+                self.merging.forget()
+            return []
         if mode != 'external':
             for layer in layers:
-                self._check_internal(image_tool, layer)
+                self._check_internal(layer)
             return layers
-        if self.vm is not None:
-            blockjobs.tidy(self.vm)
         self._check_unfinished(layers)
         layers = [layer for layer in layers
                   if not self.merging.gone(layer)]
@@ -175,7 +174,7 @@ class Delete:
                     raise Refused(f'{place}, which was not finished, is on '
                                   f'{layer["overlay"]}: undo it first, with '
                                   '"delete --partial"')
-        for path, content in self.neighbours:
+        for path, content in self.merging.others:
             if store.is_deleting(path) and any(
                     _is_on(one['file'], other['overlay'])
                     for layer in layers for disk in store.overlays(content)
@@ -183,7 +182,7 @@ class Delete:
                 raise Refused(f'{content["name"]} is half deleted: delete it '
                               'first')
 
-    def _check_internal(self, image_tool: QemuImg, layer: Json) -> None:
+    def _check_internal(self, layer: Json) -> None:
         """Refuse if an internal snapshot cannot be deleted from here."""
         if self.vm is None:
             self.merging.probe(layer['file'])
@@ -198,11 +197,7 @@ class Delete:
         name, disk = self.place.name, layer['file']
         self.progress.step(f'delete internal snapshot of {disk}')
         if self.vm is not None:
-            node = disks.has_internal(self.vm, layer, name)
-            if node is not None:
-                disks.delete_internal(self.vm, node, name)
+            disks.delete_internal(self.vm, layer, name)
         else:
-            info = image_tool.info(disk)
-            if name in [s['name'] for s in info.get('snapshots', [])]:
-                image_tool.delete_internal(disk, name)
+            image_tool.delete_internal(disk, name)
             self.merging.rewritten(disk, layer['format'])

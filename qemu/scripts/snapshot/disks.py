@@ -157,19 +157,17 @@ def snapshot(vm: VM, disks: List[Json], mode: str, name: str) -> None:
         vm.cmd('transaction', actions=actions)
 
 
-def has_internal(vm: VM, disk: Json, name: str) -> Optional[str]:
-    """The node of a disk that has an internal snapshot of this name.
+def delete_internal(vm: VM, disk: Json, name: str) -> None:
+    """Delete an internal snapshot, if there is one of this name.
 
     Raises if the VM does not use the disk.
     """
     root = blockjobs.root_of(vm, disk['file'])
     for found in writable(vm):
         if found['node'] == root:
-            return root if name in found['snapshots'] else None
+            if name in found['snapshots']:
+                vm.cmd('blockdev-snapshot-delete-internal-sync', device=root,
+                       name=name)
+            return
     raise SnapshotError(f'the VM at {vm.address} does not write to '
                         f'{disk["file"]}')
-
-
-def delete_internal(vm: VM, node: str, name: str) -> None:
-    """Delete an internal snapshot."""
-    vm.cmd('blockdev-snapshot-delete-internal-sync', device=node, name=name)

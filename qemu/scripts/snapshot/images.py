@@ -158,8 +158,10 @@ class QemuImg:
                   f'snapshot.name={snapshot}', path, copy)
 
     def delete_internal(self, path: str, snapshot: str) -> None:
-        """Delete an internal snapshot of a disk that nobody uses."""
-        self._run('snapshot', '-d', snapshot, path)
+        """Delete one of a disk that nobody uses, if it is there."""
+        info = self.info(path)
+        if snapshot in [s['name'] for s in info.get('snapshots', [])]:
+            self._run('snapshot', '-d', snapshot, path)
 
     def commit(self, overlay: str, each_second: Callable[[], None]) -> None:
         """Write an overlay into its base; the overlay stays as it is."""

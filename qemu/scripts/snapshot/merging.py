@@ -45,7 +45,7 @@ class Merging:
         self.progress = progress
         self._place = place
         self._layers = layers
-        self._others = others
+        self.others = others
         self._now: List[str] = []
         self._mark: Optional[str] = None
         self._path = os.path.join(folder, store.NOTES)
@@ -61,7 +61,8 @@ class Merging:
         """
         if self.vm is None:
             return
-        for known in [mark, *(note.get('vm') for note in self._notes.values())]:
+        for known in [mark, *(note.get('vm')
+                              for note in self._notes.values())]:
             if known is not None and self.vm.has_mark(known):
                 self._mark = known
                 return
@@ -97,7 +98,7 @@ class Merging:
     def gone(self, layer: Json) -> bool:
         """Whether an overlay is not there any more, as it should be."""
         overlay = layer['overlay']
-        if os.path.lexists(overlay) or self._used(overlay):
+        if os.path.lexists(overlay) or self.used(overlay):
             return False
         if self.noted(layer) in ('completing', 'merged'):
             return True
@@ -113,24 +114,23 @@ class Merging:
         note = self._notes.get(overlay)
         if note is None:
             return False
-        if note['state'] == 'begun' and not self._used(overlay) and not (
-                note['above'] is not None
-                and self._is_below(layer, note['above'])) and \
-                self._written_later(layer):
-            raise self._unsure(layer, [])
-        if note['state'] == 'begun' and note['above'] is None:
-            return False
+        used = self.used(overlay)
         unwritten = note.get('overlay') == store.file_state(overlay)
-        if note['above'] is not None and self._is_below(layer, note['above']):
+        if self._is_below(layer, note['above']):
             # That was changed last of all
             if unwritten:
                 return True
             raise self._unsure(layer, [])
+        if note['state'] == 'begun' and not used and \
+                self._written_later(layer):
+            raise self._unsure(layer, [])
+        if note['state'] == 'begun' and note['above'] is None:
+            return False
         same = self._is_known_run(layer)
-        if self._used(overlay) and same and note['state'] == 'completing':
+        if used and same and note['state'] == 'completing':
             return False  # QEMU has not done what it was told
         users = self.children(overlay)
-        if users or self._used(overlay):
+        if users or used:
             # It has become somebody's disk since.  If the disk below is as it
             # was when that began, the overlay is right in any case.
             state = store.file_state(disk)
@@ -141,7 +141,7 @@ class Merging:
         if note['above'] is not None and note['state'] != 'merged':
             return False
         if not (unwritten if note['state'] == 'merged'
-                else same and self._used(disk)):
+                else same and self.used(disk)):
             raise self._unsure(layer, [])
         return True
 
@@ -169,7 +169,7 @@ class Merging:
             return SnapshotError(
                 f'{what}if {overlay} has what the VM wrote last, start the VM '
                 f'on that, and give --qmp; otherwise {FORGET[3:]}')
-        if users or self._used(overlay):
+        if users or self.used(overlay):
             return SnapshotError(
                 f'{what}it is not known whether {disk} or what is on '
                 f'{overlay} has what the VM wrote last; find out, '
@@ -198,14 +198,14 @@ class Merging:
         for child in uppers:
             if not self._known(overlay, child):
                 raise SnapshotError(self._needs(child, overlay))
-        if self.vm is not None and not self._used(overlay):
+        if self.vm is not None and not self.used(overlay):
             raise SnapshotError(
                 f'the VM at {self.vm.address} does not use {overlay}; if its '
                 'own VM is off, leave out --qmp, ' + FORGET)
         if len(uppers) > 1:
             raise SnapshotError(self._needs(uppers[1], overlay))
         if self.vm is not None:
-            if uppers and not self._used(uppers[0]):
+            if uppers and not self.used(uppers[0]):
                 raise SnapshotError(self._needs(uppers[0], overlay))
             blockjobs.nodes(self.vm, overlay, disk)
         if self.vm is None or self.image_tool.available():
@@ -215,14 +215,14 @@ class Merging:
     def _needs(self, child: str, image: str) -> str:
         """That a file is in the way, and what to do."""
         text = f'{child} needs {image} as it is'
-        for path, content in self._others:
+        for path, content in self.others:
             if store.is_deleting(path) and any(
                     blockjobs.same_file(child, disk['overlay'])
                     for disk in store.overlays(content)):
                 return (f'{text}: {content["name"]} is half deleted, delete '
                         'it first')
-        if self._used(child) or any(
-                blockjobs.same_file(child, path) for _, content in self._others
+        if self.used(child) or any(
+                blockjobs.same_file(child, path) for _, content in self.others
                 for disk in content['disks']['list']
                 for path in (disk['file'], disk.get('overlay', ''))):
             return f'{text}: delete what was taken later before, {FORGET}'
@@ -234,7 +234,7 @@ class Merging:
         """Whether an image on top is the overlay of the next snapshot."""
         return any(blockjobs.same_file(other['file'], overlay)
                    and blockjobs.same_file(other['overlay'], child)
-                   for _, content in self._others
+                   for _, content in self.others
                    for other in store.overlays(content))
 
     def probe(self, image: str) -> None:
@@ -242,7 +242,7 @@ class Merging:
         above = self.children(image)
         for child in above:
             self.probe(child)
-        if above or self._used(image):
+        if above or self.used(image):
             return
         try:
             self.image_tool.probe(image)
@@ -252,7 +252,8 @@ class Merging:
                 if self.vm is None else f'End the VM that uses {image} first'
                 )) from problem
 
-    def _used(self, image: str) -> bool:
+    def used(self, image: str) -> bool:
+        """Whether the VM that is given has an image in one of its disks."""
         return (self.vm is not None
                 and blockjobs.root_of(self.vm, image) is not None)
 
@@ -262,12 +263,12 @@ class Merging:
         candidates = []
         folders = {os.path.dirname(base)}
         lists = [self._layers, *(content['disks']['list']
-                                 for _, content in self._others)]
+                                 for _, content in self.others)]
         for layer in (layer for layers in lists for layer in layers):
             folders.add(os.path.dirname(layer['file']))
             folders.add(os.path.dirname(layer.get('overlay', base)))
         for folder in [self._place.path, self._place.deleting,
-                       *(os.path.dirname(path) for path, _ in self._others)]:
+                       *(os.path.dirname(path) for path, _ in self.others)]:
             candidates += restored_files(folder)
         for folder in folders:
             if os.path.isdir(folder) and not store.in_dev(folder):
@@ -292,8 +293,11 @@ class Merging:
         self.progress.step(f'merge {overlay} into {disk}')
         self._note(layer, 'begun', above)
 
-        def look() -> None:
+        def renew() -> None:
             os.utime(self._path)
+
+        def look() -> None:
+            renew()
             meanwhile()
         if self.vm is not None:
             try:
@@ -302,11 +306,11 @@ class Merging:
             except SnapshotError:
                 with contextlib.suppress(SnapshotError, OSError):
                     blockjobs.tidy(self.vm)
-                    if self._used(overlay):
+                    if self.used(overlay):
                         self._note(layer, 'begun', above)
                 raise
         else:
-            self.image_tool.commit(overlay, lambda: os.utime(self._path))
+            self.image_tool.commit(overlay, renew)
             if above is not None:
                 self.image_tool.rebase(above, disk, layer['format'])
         self._note_merged(layer, above)
@@ -319,7 +323,7 @@ class Merging:
         """
         overlay = layer['overlay']
         if self.vm is not None:
-            if self._used(overlay):
+            if self.used(overlay):
                 raise SnapshotError(f'the VM at {self.vm.address} still uses '
                                     f'{overlay}')
             blockjobs.forget(self.vm, overlay)
@@ -350,19 +354,19 @@ class Merging:
         """The overlays are left as they are, but where one is merged."""
         for layer in self._layers:
             above = self._notes.get(layer['overlay'], {}).get('above')
-            if above is not None and self._is_below(layer, above):
+            if self._is_below(layer, above):
                 self._tell(layer, above)
 
     @staticmethod
-    def _is_below(layer: Json, above: str) -> bool:
-        """Whether what was on the overlay is on the disk."""
-        below = base_of(above)
+    def _is_below(layer: Json, above: Optional[str]) -> bool:
+        """Whether what was on the overlay, if anything, is on the disk."""
+        below = base_of(above) if above is not None else None
         return (below is not None
                 and blockjobs.same_file(below, layer['file']))
 
     def _tell_others(self, old: str, disk: str, image_format: str) -> None:
         """Who had a file for its disk has another now, or it has changed."""
-        for path, content in self._others:
+        for path, content in self.others:
             changed = False
             for entry in store.overlays(content):
                 if blockjobs.same_file(entry['file'], old):
@@ -373,7 +377,7 @@ class Merging:
                 store.write_json(path, content)
 
     def rewritten(self, disk: str, image_format: str) -> None:
-        """Others are to know that a disk has changed, but not what it holds."""
+        """A disk has changed, but not what others need of it."""
         self._tell_others(disk, disk, image_format)
 
 

@@ -62,9 +62,7 @@ class Restore:
         self.binary = (options.binary
                        or self.manifest['command'].get('binary'))
         self.image_tool = QemuImg(options.qemu_img, self.binary)
-        if options.command:
-            self.binary = None  # Not the manifest's
-        elif not options.binary and self.binary and \
+        if not options.command and not options.binary and self.binary and \
                 os.path.exists(self.binary) and \
                 not ours(os.path.realpath(self.binary)):
             raise Refused(f'{self.binary} can be changed by others: name a '
@@ -240,7 +238,7 @@ class Restore:
             argv += ['-machine', f'type={machine}']
         if self.options.paused:
             argv.append('-S')
-        socket_path = os.path.abspath(self.options.qmp).replace(',', ',,')
+        socket_path = self.options.qmp.replace(',', ',,')
         return argv + ['-incoming', 'defer', '-qmp',
                        f'unix:{socket_path},server=on,wait=off']
 
@@ -295,9 +293,8 @@ class Restore:
             self.progress.end()
             if vm is not None:
                 vm.close()
-        result = {'pid': process.pid, 'qmp': os.path.abspath(
-            self.options.qmp), 'status': status, 'disks': self.made,
-            'argv': argv}
+        result = {'pid': process.pid, 'qmp': self.options.qmp,
+                  'status': status, 'disks': self.made, 'argv': argv}
         if self.options.foreground:
             result['exit-status'] = process.wait()
         return result

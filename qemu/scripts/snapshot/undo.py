@@ -92,9 +92,6 @@ class Undo:
         self.progress.step(f'undo: {what.partition(":")[0]}')
         try:
             action()
-        except MonitorLost as problem:
-            # It was there when we began; a second time there is no way on
-            self.todo.append(f'{what} ({problem})')
         # The rest is to be tried also after a bug of ours
         except Exception as problem:  # pylint: disable=broad-except
             self.todo.append(f'{what} ({problem})')
@@ -151,12 +148,15 @@ class Undo:
         return f'merge {disk["overlay"]} into {disk["file"]}'
 
     def _disks(self) -> None:
+        undo_one = self._internal
         if self.journal['mode'] == 'external':
+            undo_one = self._external
             self._try('disks: find out who uses them', self._look)
+            if self.merging is None:
+                return
         for disk in self.journal['disks']:
-            if self.merging is not None or self.journal['mode'] == 'internal':
-                self._try(f'disk {disk["id"]}: {self._by_hand(disk)}',
-                          partial(self._disk, disk))
+            self._try(f'disk {disk["id"]}: {self._by_hand(disk)}',
+                      partial(undo_one, disk))
 
     def _look(self) -> None:
         merging = Merging(self.place, self.place.partial,
@@ -166,32 +166,21 @@ class Undo:
         merging.begin(self.journal['mark'])
         self.merging = merging
 
-    def _disk(self, disk: Json) -> None:
-        if self.journal['mode'] == 'internal':
-            self._internal(disk)
-        else:
-            self._external(disk)
-
     def _internal(self, disk: Json) -> None:
         name = self.place.name
         if not self.journal.get('snapshotting'):
             return
         if self.vm is not None:
-            node = disks.has_internal(self.vm, disk, name)
-            if node is not None:
-                disks.delete_internal(self.vm, node, name)
+            disks.delete_internal(self.vm, disk, name)
             return
         self.image_tool.probe(disk['file'])
-        info = self.image_tool.info(disk['file'])
-        if name in [s['name'] for s in info.get('snapshots', [])]:
-            self.image_tool.delete_internal(disk['file'], name)
+        self.image_tool.delete_internal(disk['file'], name)
 
     def _external(self, disk: Json) -> None:
         overlay = disk['overlay']
         merging = self.merging
         assert merging is not None
-        used = (self.vm is not None
-                and blockjobs.root_of(self.vm, overlay) is not None)
+        used = merging.used(overlay)
         if not used and not self._is_ours(disk):
             return
         if merging.merged(disk) or not used and self._is_empty(disk) and \

@@ -98,6 +98,13 @@ class Guest:
         self.kill()
 
 
+def free_port():
+    """One of TCP that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
 def ram(vm, at=FILLED_AT):
     """One byte of it."""
     with tempfile.NamedTemporaryFile() as file:
@@ -197,6 +204,12 @@ class Case(unittest.TestCase):
              '--json', '--qemu-img', QEMU_IMG, *words[1:]], text=True,
             **{'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE,
                **streams})
+
+    def stopped(self, at, *words, code=-signal.SIGKILL):
+        """Run a command until it is killed (or sent a signal) at a place."""
+        process = self.start(*words, at=at)
+        process.communicate(timeout=60)
+        self.assertEqual(process.returncode, code)
 
     def end(self, process, code=0):
         out, err = process.communicate(timeout=120)

@@ -92,10 +92,8 @@ class Chain(Case):
     def test_forgotten(self):
         """Half deleted, and then left so: the others are good."""
         self.three()
-        process = self.start('delete', str(self.snaps / 's1'), '--qmp',
-                             self.guest.socket,
-                             at='blockjobs._run 2 after kill')
-        process.communicate(timeout=60)
+        self.stopped('blockjobs._run 2 after kill', 'delete',
+                     str(self.snaps / 's1'), '--qmp', self.guest.socket)
         self.delete('s1', '--forget')
         self.holds(2, 3)
         self.delete('s3')

@@ -6,23 +6,20 @@ Deleting that stopped half-way, and goes on.
 
 import os
 import signal
-import socket
 import subprocess
 
-from case import Case, disk, read, write
+from case import Case, disk, free_port, read, write
 from snapshot.images import base_of
 
 
 class Interrupted(Case):
     """Deleting that stopped half-way, and goes on."""
 
-    def stopped(self, where, online=True, code=-signal.SIGKILL):
-        """Delete s, and be killed (or sent a signal) at a place."""
-        process = self.start(
-            'delete', str(self.snaps / 's'),
-            *(('--qmp', self.guest.socket) if online else ()), at=where)
-        process.communicate(timeout=60)
-        self.assertEqual(process.returncode, code)
+    def stop(self, where, online=True, **options):
+        """Delete s, and be stopped."""
+        self.stopped(where, 'delete', str(self.snaps / 's'),
+                     *(('--qmp', self.guest.socket) if online else ()),
+                     **options)
 
     def half(self, where, **options):
         self.boot()
@@ -30,7 +27,7 @@ class Interrupted(Case):
         self.guest.disk('two', write(2))
         if not options.get('online', True):
             self.guest.close()
-        self.stopped(where, **options)
+        self.stop(where, **options)
         self.assertEqual(self.tool('list', str(self.snaps))
                          ['result']['deleting'], ['s'])
 
@@ -71,7 +68,7 @@ class Interrupted(Case):
         self.boot()
         self.create('s')
         self.guest.disk('two', write(7))
-        self.stopped('Merging._note 2 after term', code=3)
+        self.stop('Merging._note 2 after term', code=3)
         self.delete('s')
         self.guest.disk('two', read(7))
         self.whole(7)
@@ -80,7 +77,7 @@ class Interrupted(Case):
         """That QEMU was told to go on with the disk is not forgotten."""
         self.half('Merging._note 2 after kill')
         [job] = self.guest.vm.cmd('query-jobs')
-        self.stopped('blockjobs.tidy 1 before kill')
+        self.stop('blockjobs.tidy 1 before kill')
         self.guest.vm.cmd('job-complete', id=job['id'])
         while 'one.s.qcow2' in self.written_to():
             pass
@@ -224,7 +221,7 @@ class Interrupted(Case):
         self.guest.disk('two', write(2))
         for where in ('Merging._note 3 before', 'Merging._note 4 after',
                       'Merging.settle 1 before', 'os.unlink 1 before'):
-            self.stopped(f'{where} kill')
+            self.stop(f'{where} kill')
         self.delete('s')
         self.whole(2)
 
@@ -258,7 +255,7 @@ class Interrupted(Case):
         self.create('s')
         self.guest.close()
         self.boot(*self.anew)
-        self.stopped('blockjobs._run 2 after kill')
+        self.stop('blockjobs._run 2 after kill')
         self.delete('s')
         self.whole(1)
 
@@ -268,7 +265,7 @@ class Interrupted(Case):
         self.create('s')
         self.guest.disk('two', write(2))
         self.create('s2')
-        self.stopped('Merging._note 1 after kill')
+        self.stop('Merging._note 1 after kill')
         self.assertIn('s is half deleted',
                       self.delete('s2', code=2)['error'])
         self.delete('s')
@@ -290,9 +287,7 @@ class Interrupted(Case):
 
     def test_relative_name(self):
         """Nobody tells from where: nothing is taken for something else."""
-        with socket.socket() as probe:
-            probe.bind(('127.0.0.1', 0))
-            tcp = f'127.0.0.1:{probe.getsockname()[1]}'
+        tcp = f'127.0.0.1:{free_port()}'
         self.boot(*self.arguments, '-qmp', f'tcp:{tcp},server=on,wait=off')
         self.create('s')
         before = self.files()
@@ -313,8 +308,9 @@ class Interrupted(Case):
         self.boot()
         self.snaps = self.mount('size=80m')
         self.create('s', '--ignore-space')
-        full = subprocess.run(['dd', 'if=/dev/zero', 'bs=4k', f'of={self.snaps}'
-                               '/more'], check=False, stderr=subprocess.PIPE)
+        full = subprocess.run(
+            ['dd', 'if=/dev/zero', 'bs=4k', f'of={self.snaps}/more'],
+            check=False, stderr=subprocess.PIPE)
         self.assertIn(b'No space', full.stderr)
         self.delete('s')
         self.assertEqual(self.written_to(), ['one.qcow2', 'two.raw'])
@@ -332,7 +328,7 @@ class Interrupted(Case):
         self.create('s2')
         self.guest.disk('two', write(7))
         self.guest.close()
-        self.stopped('QemuImg.rebase 2 after kill', online=False)
+        self.stop('QemuImg.rebase 2 after kill', online=False)
         self.delete('s', online=False)
         self.delete('s2', online=False)
         self.whole(7)

@@ -7,18 +7,9 @@
 import os
 import re
 import shutil
-import signal
-import socket
 import time
 
-from case import Case, Guest, disk, read, write
-
-
-def free_port():
-    """One of TCP that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
+from case import Case, Guest, disk, free_port, read, write
 
 
 class Partial(Case):
@@ -37,11 +28,9 @@ class Partial(Case):
         self.boot(*(arguments or self.arguments), *self.also)
 
     def killed(self, where, address=None):
-        process = self.start(
-            'create', str(self.snaps / 's'), '--qmp',
-            address or self.guest.socket, '--max-bandwidth', '4M', at=where)
-        process.communicate(timeout=60)
-        self.assertEqual(process.returncode, -signal.SIGKILL)
+        self.stopped(
+            where, 'create', str(self.snaps / 's'), '--qmp',
+            address or self.guest.socket, '--max-bandwidth', '4M')
 
     def undo(self, *address, code=0, more=()):
         if address:
@@ -125,11 +114,8 @@ class Partial(Case):
         """QEMU was told to go on with the disk, and was started anew."""
         self.boot_tcp()
         self.killed('disks.snapshot 1 after kill')
-        process = self.start('delete', str(self.snaps / 's'), '--partial',
-                             '--qmp', self.tcp, at='blockjobs.merge 1 after '
-                             'kill')
-        process.communicate(timeout=60)
-        self.assertEqual(process.returncode, -signal.SIGKILL)
+        self.stopped('blockjobs.merge 1 after kill', 'delete',
+                     str(self.snaps / 's'), '--partial', '--qmp', self.tcp)
         self.guest.disk('one', write(7))
         self.guest.close()
         self.boot_tcp(*self.anew)
@@ -179,11 +165,9 @@ class Partial(Case):
             self.resumed()
             if not address:
                 self.guest.close()
-            process = self.start(
-                'delete', str(self.snaps / 's'), '--partial',
-                *(('--qmp', self.guest.socket) if address else ()), at=where)
-            process.communicate(timeout=60)
-            self.assertEqual(process.returncode, -signal.SIGKILL)
+            self.stopped(
+                where, 'delete', str(self.snaps / 's'), '--partial',
+                *(('--qmp', self.guest.socket) if address else ()))
             self.guest.close()
             self.undo()
             self.undone(7)
@@ -332,11 +316,10 @@ class Partial(Case):
                                for word in self.arguments[:4])
         for anew in False, True:
             self.boot_tcp()
-            process = self.start(
-                'create', str(self.snaps / 's'), '--qmp', self.guest.socket,
-                '--disks', 'internal', at='disks.snapshot 1 after kill')
-            process.communicate(timeout=60)
-            self.assertEqual(process.returncode, -signal.SIGKILL)
+            self.stopped(
+                'disks.snapshot 1 after kill', 'create',
+                str(self.snaps / 's'), '--qmp', self.guest.socket, '--disks',
+                'internal')
             if anew:
                 self.guest.close()
                 self.boot_tcp()
@@ -349,10 +332,9 @@ class Partial(Case):
     def test_said_to_be_off(self):
         """Somebody else is at its address now, so it may be the VM."""
         self.boot_tcp()
-        process = self.start(
-            'create', str(self.snaps / 's'), '--qmp', self.tcp, '--disks',
-            'none', at='Create._finish 1 before kill')
-        process.communicate(timeout=60)
+        self.stopped(
+            'Create._finish 1 before kill', 'create', str(self.snaps / 's'),
+            '--qmp', self.tcp, '--disks', 'none')
         self.guest.close()
         self.boot_tcp()
         self.undo(code=2)
