@@ -8,7 +8,8 @@ empty commit ahead of the topic's others, its marker: `N-name: Subject`, text.
 NNNN-subject.patch is a mail: From, Date, Subject, the message, a line `---`,
 one line `New-file: path` for each file that the commit adds, then the changes
 to existing files as a git diff.  The contents and the mode of a new file are
-those of qemu/<path>.
+those of qemu/<path>; one that is but a copy of another, with few changes, is
+a `copy from` in the diff.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from pathlib import Path
 from tree import QEMU, ROOT, UTF8, Refused
 
 COVER = '0000-cover-letter.txt'
+COPIES = ['-C99%', '--find-copies-harder', '-l0']   # git's options for them
 MARKER = re.compile(r'(\d-[a-z0-9-]+): \S')
 
 
@@ -102,7 +104,7 @@ def parse(project, name, text):
             patch.new_files.append(line[10:].strip())
         elif line.strip():
             bad(f"'{line}' is neither a New-file: line nor part of a diff")
-    created = re.search(r'^(new file|deleted file|rename|copy|GIT binary|'
+    created = re.search(r'^(new file|deleted file|rename|GIT binary|'
                         r'Binary files).*', diff, re.M)
     if created:
         bad(f"'{created[0]}': only text changes to existing files belong "

@@ -52,6 +52,32 @@ class RoundTrip(Project):
         self.good('prepare')
         self.assertFalse(os.access(self.tree / 'scripts/run me', os.X_OK))
 
+    def test_copy_of_a_large_file(self):
+        self.make_series()
+        data = [f'{n}: data of a test\n' for n in range(4000)]
+        self.commit('tests: Add data', tests_0data=''.join(data))
+        data[7] = 'one line more\n' + data[7]
+        self.commit('tests: Add nearly the same', tests_0more=''.join(data))
+        tree = self.git('rev-parse', 'HEAD^{tree}')
+        self.good('refresh')
+        self.assertTrue((self.new / 'tests/data').exists())
+        self.assertFalse((self.new / 'tests/more').exists())
+        patch = self.patch(4).read_text()
+        self.assertIn('copy from tests/data\ncopy to tests/more\n', patch)
+        self.assertEqual(re.findall(r'^[+-](?![+-]).*', patch, re.M),
+                         ['+one line more'])
+        self.assertNotIn('wrote', self.good('refresh'))
+        other = self.top / 'other'
+        self.good('prepare', build=other)
+        self.assertEqual(self.git('rev-parse', 'HEAD^{tree}',
+                                  tree=self.src(other)), tree)
+        self.good('series')
+        mails = sorted(self.build.glob(f'{self.TREES}/series/*/*.patch'))
+        self.assertIn('copy from', mails[-1].read_text())
+        self.git('checkout', '-q', '--detach', 'base')
+        self.git('am', '--empty=drop', *map(str, mails))
+        self.assertEqual(self.git('rev-parse', 'HEAD^{tree}'), tree)
+
     def test_refresh_removes_what_is_gone(self):
         self.make_series()
         self.git('reset', '-q', '--hard', 'HEAD^')
