@@ -105,6 +105,20 @@ static uint64_t get_buffer_size(QTestState *who)
     return get_parameter(who, "snapshot-buffer-size");
 }
 
+/* Which size a snapshot would have if it began now; 0: it is not QEMU's choice */
+static uint64_t get_chosen_size(QTestState *who)
+{
+    g_autofree char *info = qtest_hmp(who, "info migrate_parameters");
+    const char *line = strstr(info, "snapshot-buffer-size: ");
+    const char *end;
+    uint64_t size;
+
+    g_assert_nonnull(line);
+    line += strlen("snapshot-buffer-size: ");
+    g_assert_cmpint(qemu_strtou64(line, &end, 10, &size), ==, 0);
+    return g_str_has_prefix(end, " bytes (chosen by QEMU)") ? size : 0;
+}
+
 /* Returns the upper limit that the error tells */
 static uint64_t set_bad_buffer_size(QTestState *who, uint64_t size)
 {
@@ -133,23 +147,24 @@ static void test_buffer_size(void)
     if (!snapshot_start(&from, &to, NULL, NULL)) {
         return;
     }
-    g_assert_cmpuint(get_buffer_size(from), ==, 64 * MiB);
+    g_assert_cmpuint(get_buffer_size(from), ==, 0);
+    g_assert_cmpuint(get_chosen_size(from), ==, 64 * MiB);
     migrate_end(from, to, false);
 
     /* Firmware and video RAM come on top of it */
     if (!snapshot_start(&from, &to, "-m 1G", NULL)) {
         return;
     }
-    g_assert_cmpuint(get_buffer_size(from), >=, 128 * MiB);
-    g_assert_cmpuint(get_buffer_size(from), <, 160 * MiB);
+    g_assert_cmpuint(get_chosen_size(from), >=, 128 * MiB);
+    g_assert_cmpuint(get_chosen_size(from), <, 160 * MiB);
 
-    set_bad_buffer_size(from, 0);
     set_bad_buffer_size(from, MiB - 1);
     ram = set_bad_buffer_size(from, TiB);
     g_assert_cmpuint(ram, >=, GiB);
     set_bad_buffer_size(from, ram + 1);
     /* Refused is refused */
-    g_assert_cmpuint(get_buffer_size(from), ==, ram / 8);
+    g_assert_cmpuint(get_buffer_size(from), ==, 0);
+    g_assert_cmpuint(get_chosen_size(from), ==, ram / 8);
 
     snapshot_set_buffer_size(from, MiB);
     snapshot_set_buffer_size(from, 10 * MiB + 1);
@@ -158,8 +173,13 @@ static void test_buffer_size(void)
     error = qtest_hmp(from, "migrate_set_parameter snapshot-buffer-size 2M");
     g_assert_cmpstr(error, ==, "");
     g_assert_cmpuint(get_buffer_size(from), ==, 2 * MiB);
+    g_assert_cmpuint(get_chosen_size(from), ==, 0);
     info = qtest_hmp(from, "info migrate_parameters");
-    g_assert_nonnull(strstr(info, "snapshot-buffer-size: 2097152 bytes"));
+    g_assert_nonnull(strstr(info, "snapshot-buffer-size: 2097152 bytes\r\n"));
+
+    /* As for whoever sets again what there was before */
+    snapshot_set_buffer_size(from, 0);
+    g_assert_cmpuint(get_chosen_size(from), ==, ram / 8);
     migrate_end(from, to, false);
 }
 
@@ -170,7 +190,8 @@ static void test_buffer_size_capped(void)
                                  "memory-backend-ram,id=ram,size=64G,"
                                  "reserve=off -machine memory-backend=ram");
 
-    g_assert_cmpuint(get_buffer_size(qts), <=, 1 * GiB);
+    g_assert_cmpuint(get_chosen_size(qts), >=, 1 * MiB);
+    g_assert_cmpuint(get_chosen_size(qts), <=, 1 * GiB);
     qtest_quit(qts);
 }
 
