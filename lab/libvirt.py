@@ -20,6 +20,7 @@ from . import env
 from .host import DIE_WITH_US, Skip, needs_root
 from .place import log_file
 from .scene import Scene
+from .steps import wait_until
 
 USER = 'nobody'
 START_S, COMMAND_S = 60, 120
@@ -156,6 +157,17 @@ class Daemon:
                 self.command('LIBVIRT_LOG_OUTPUTS=2:stderr',
                              self.build / 'src/virtqemud'), cwd='/',
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def start_storage(self) -> None:
+        """A daemon for pools, which goes on until the scene ends."""
+        with self._log.open('ab') as log:
+            process = subprocess.Popen(
+                self.command(self.build / 'src/virtstoraged'), cwd='/',
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._scene.callback(process.wait)
+        self._scene.callback(process.kill)
+        wait_until('pools are looked after', (
+            self.home / 'run/libvirt/virtstoraged-sock').exists)
 
     def kill(self) -> None:
         """Domains live on."""

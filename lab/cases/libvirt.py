@@ -9,9 +9,9 @@ from typing import Any, List
 
 from .. import disk, env
 from ..domain import NAME, TARGETS, Domain
-from ..domain_steps import (ABORT_S, ABORTED, BUSY, HOLDABLE, Before,
+from ..domain_steps import (ABORT_S, ABORTED, BUSY, HOLDABLE, UNDO_S, Before,
                             arguments, begin_background, begin_held, good,
-                            processed, revert, start)
+                            kill_daemon, processed, revert, start)
 from ..host import mount_tmpfs, needs_root
 from ..libvirt import Daemon, Events, VirshError
 from ..scene import Case, Scene
@@ -251,18 +251,36 @@ def stalls(scene: Scene) -> None:
 
 
 def settings_of_qemu(scene: Scene) -> None:
-    """QEMU does not keep what the configuration says for snapshots."""
-    domain = start(scene, snapshot_memory_buffer_size=1 << 20,
-                   snapshot_memory_stall_limit=100)
+    """QEMU does not keep what it is told for an image, and one snapshot."""
+    settings = {**HOLDABLE, 'snapshot_memory_buffer_size': 1 << 20,
+                'snapshot_memory_stall_limit': 5000}
+    domain = start(scene, **{**settings, 'snapshot_image_format': 'sparse'})
 
-    def parameters() -> List[str]:
-        return [line for line in domain.virsh(
-            'qemu-monitor-command', '--hmp', 'info migrate_parameters'
-            ).splitlines() if line.startswith('snapshot-')]
-    before = parameters()
+    def hmp(command: str) -> List[str]:
+        return domain.virsh('qemu-monitor-command', '--hmp',
+                            command).splitlines()
+
+    def kept() -> List[str]:
+        return [line for what in ('parameters', 'capabilities')
+                for line in hmp(f'info migrate_{what}')
+                # libvirt sets it after each migration to a file
+                if not line.startswith('max-bandwidth')]
+    before = kept()
     domain.daemon.virsh(*arguments(scene, 's1'))
-    expect('parameters', parameters(), before)
+    expect('settings after a snapshot', kept(), before)
+    # It writes a stream, not such an image.
+    expect('savevm', hmp('savevm first'), [])
     revert(domain, 's1')
+    expect('settings after it was reverted', kept(), before)
+    expect('savevm', hmp('savevm second'), [])
+
+    domain.daemon.restart(**settings)
+    whole = Before(scene, domain)
+    kill_daemon(domain, begin_background(scene, domain, 's2'))
+    domain.daemon.start()
+    whole.expect(within=UNDO_S)
+    expect('settings after the daemon has ended', kept(), before)
+    domain.prove()
 
 
 CASES = [

@@ -3,14 +3,17 @@
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 import os
+import re
 import signal
 import time
+from functools import partial
+from typing import Callable
 
 from ..domain import NAME, TARGETS, Domain
-from ..domain_steps import (ABORT_S, HOLDABLE, UNDO_S, Before, arguments,
-                            begin_background, expect_marker, good, in_guest,
-                            kill_daemon, kill_qemu, power_off, revert, start,
-                            write_marker)
+from ..domain_steps import (ABORT_S, ABORTED, HOLDABLE, UNDO_S, Before,
+                            arguments, begin_background, expect_marker, good,
+                            in_guest, kill_daemon, kill_qemu, power_off,
+                            revert, start, write_marker)
 from ..libvirt import VirshError
 from ..scene import Case, Scene
 from ..steps import expect, refused, wait_until
@@ -113,7 +116,41 @@ def undo_copied(scene: Scene) -> None:
         raise AssertionError(f'{overlay} was removed')
 
 
-def undo_terminated(scene: Scene) -> None:
+def undo_saved(scene: Scene) -> None:
+    """What was saved with its overlays keeps them.
+
+    The daemon ends when the domain is saved, before it has noted that.
+    """
+    domain = start(scene, **HOLDABLE)
+    fail_undo(scene, domain, 's1')
+    allow_undo(domain)
+    write_marker(domain)
+    notes, overlays = domain.daemon.notes(NAME), domain.sources()
+    image = scene.files / 'saved'
+    domain.virsh('save', image)
+    domain.daemon.kill()
+    domain.daemon.set_notes(NAME, notes)
+    domain.daemon.start(**HOLDABLE)
+    wait_until('it is shut off', lambda: domain.state() == 'shut off')
+    # It would merge them now.
+    time.sleep(3)
+    domain.daemon.virsh('restore', image)
+    domain.connect()
+    domain.prove()
+    expect('disks', domain.sources(), overlays)
+    domain.close()
+    expect_marker(overlays[1])
+
+
+def end_by_signal(domain: Domain, pid: int) -> None:
+    os.kill(pid, signal.SIGTERM)
+
+
+def end_by_virsh(domain: Domain, pid: int) -> None:
+    domain.virsh('destroy')
+
+
+def undo_terminated(end: Callable[[Domain, int], None], scene: Scene) -> None:
     """QEMU is told to end while overlays are merged, and cancels that."""
     domain = start(scene, **HOLDABLE)
     before = Before(scene, domain)
@@ -128,7 +165,7 @@ def undo_terminated(scene: Scene) -> None:
                    "job='active-commit'" in domain.daemon.notes(NAME).status,
                    every=0.001)
         time.sleep(moment)
-        os.kill(pid, signal.SIGTERM)
+        end(domain, pid)
         refused('s1', '', lambda: begun.finish(UNDO_S), VirshError)
         before.expect_shut_off()
         expect_marker(domain.disks[1])
@@ -188,6 +225,45 @@ def part_of_file(scene: Scene) -> None:
     revert(domain, 's2')
 
 
+def volumes(scene: Scene) -> None:
+    """Disks that are files, but named by their pool."""
+    domain = start(scene, **HOLDABLE)
+    domain.close()
+    domain.daemon.start_storage()
+    domain.daemon.virsh('pool-create-as', 'lab', 'dir', '--target',
+                        scene.files)
+    xml = scene.logs / 'volumes.xml'
+    xml.write_text(re.sub(
+        f"(<disk type=)'file'(.*?<source )file='{scene.files}/(.*?)'",
+        r"\1'volume'\2pool='lab' volume='\3'",
+        domain.virsh('dumpxml', '--inactive'), flags=re.S))
+    domain.daemon.virsh('define', xml)
+    domain.boot()
+    before = Before(scene, domain)
+    begun = begin_background(scene, domain, 's1')
+    domain.virsh('domjobabort')
+    refused('s1', ABORTED, lambda: begun.finish(ABORT_S), VirshError)
+    before.expect()
+    domain.prove()
+
+    domain.daemon.full_speed()
+    begun = begin_background(scene, domain, 's1')
+    write_marker(domain)
+    kill_daemon(domain, begun)
+    domain.daemon.start(**HOLDABLE)
+    before.expect(within=UNDO_S)
+    domain.prove()
+
+    domain.daemon.full_speed()
+    begun = begin_background(scene, domain, 's1')
+    kill_qemu(domain, begun)
+    before.expect_shut_off()
+    expect_marker(domain.disks[1])
+    domain.daemon.full_speed()
+    domain.boot()
+    good(scene, domain, 's1')
+
+
 def panicked(scene: Scene) -> None:
     """What is to be done about the guest is done when it has ended."""
     domain = start(scene, **HOLDABLE)
@@ -214,7 +290,10 @@ CASES = [
     Case(f'libvirt-{name}', run, libvirt=True) for name, run in (
         ('undo-retried', undo_retried), ('undo-overtaken', undo_overtaken),
         ('undo-by-hand', undo_by_hand), ('undo-copied', undo_copied),
-        ('undo-terminated', undo_terminated),
+        ('undo-saved', undo_saved),
+        ('undo-terminated', partial(undo_terminated, end_by_signal)),
+        ('undo-destroyed', partial(undo_terminated, end_by_virsh)),
         ('powered-off-unseen', powered_off_unseen),
-        ('part-of-file', part_of_file), ('panicked', panicked),
+        ('part-of-file', part_of_file), ('volumes', volumes),
+        ('panicked', panicked),
     )]

@@ -134,6 +134,8 @@ qemuSnapshotBackgroundIsPossible(virDomainObj *vm,
                                  unsigned int flags)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
+    bool has_command = virQEMUCapsGet(priv->qemuCaps,
+                                      QEMU_CAPS_QUERY_SNAPSHOT_WRITE_TRAPS);
     g_autofree char *reason = NULL;
     int rc = 0;
 
@@ -142,7 +144,7 @@ qemuSnapshotBackgroundIsPossible(virDomainObj *vm,
 
     if (qemuSnapshotBackgroundHasFilter(vm->def)) {
         reason = g_strdup(_("a disk has copy_on_read or throttle filters"));
-    } else if (virQEMUCapsGet(priv->qemuCaps, QEMU_CAPS_QUERY_SNAPSHOT_WRITE_TRAPS)) {
+    } else if (has_command) {
         if (qemuDomainObjEnterMonitorAsync(vm, VIR_ASYNC_JOB_SNAPSHOT) < 0)
             return -1;
         rc = qemuMonitorGetSnapshotWriteTrap(priv->mon, &reason);
@@ -161,8 +163,13 @@ qemuSnapshotBackgroundIsPossible(virDomainObj *vm,
         return -1;
     }
 
-    VIR_INFO("Background snapshots of domain '%s' are not possible: %s",
-             vm->def->name, NULLSTR(reason));
+    /* That others do not have them is no news. */
+    if (has_command)
+        VIR_WARN("Background snapshots of domain '%s' are not possible: %s",
+                 vm->def->name, NULLSTR(reason));
+    else
+        VIR_INFO("Background snapshots of domain '%s' are not possible: %s",
+                 vm->def->name, NULLSTR(reason));
     return 0;
 }
 
@@ -170,6 +177,8 @@ qemuSnapshotBackgroundIsPossible(virDomainObj *vm,
 typedef struct _qemuSnapshotBackgroundData qemuSnapshotBackgroundData;
 struct _qemuSnapshotBackgroundData {
     qemuSnapshotDiskContext *disks;
+    /* the disks have their overlays, and QEMU was told to go on */
+    bool done;
     /* QEMU was told to resume the domain by itself, and has done it */
     bool resumed;
 };
@@ -189,7 +198,11 @@ qemuSnapshotBackgroundIsPaused(virDomainObj *vm)
 static bool
 qemuSnapshotBackgroundIsSaving(virDomainObj *vm)
 {
-    qemuDomainJobDataPrivate *privJob = vm->job->current->privateData;
+    qemuDomainJobDataPrivate *privJob;
+
+    if (!vm->job->current)
+        return false;
+    privJob = vm->job->current->privateData;
 
     switch ((qemuMonitorMigrationStatus) privJob->stats.mig.status) {
     case QEMU_MONITOR_MIGRATION_STATUS_PRE_SWITCHOVER:
@@ -287,7 +300,7 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
         goto cleanup;
     }
 
-    if (!qemuSnapshotBackgroundIsPaused(vm)) {
+    if (!qemuSnapshotBackgroundIsPaused(vm) || priv->snapshotBackgroundPanic) {
         virReportError(VIR_ERR_OPERATION_FAILED, "%s",
                        _("domain was not stopped for the snapshot"));
         goto cleanup;
@@ -309,6 +322,7 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
                                  VIR_ASYNC_JOB_SNAPSHOT) < 0 ||
         qemuSnapshotBackgroundCheckJob(vm) < 0)
         goto cleanup;
+    data->done = true;
 
     if (qemuSnapshotBackgroundWaitState(vm, VIR_DOMAIN_PAUSED) < 0)
         goto cleanup;
@@ -407,13 +421,12 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
     g_autoptr(virQEMUSaveData) data = NULL;
     g_autoptr(virCommand) compressor = NULL;
     g_autoptr(qemuMigrationParams) params = NULL;
-    g_autoptr(qemuMigrationParams) origParams = NULL;
     /* QEMU refuses more than there is memory */
     unsigned int bufferMiB = MIN(cfg->snapshotMemoryBufferSize,
                                  virDomainDefGetMemoryTotal(vm->def) / 1024);
     g_autoptr(qemuSaveImageFile) image = NULL;
     g_autoptr(qemuSnapshotDiskContext) disks = NULL;
-    qemuSnapshotBackgroundData paused = { NULL, false };
+    qemuSnapshotBackgroundData paused = { NULL, false, false };
     virErrorPtr orig_err = NULL;
     int ret = -1;
 
@@ -425,8 +438,7 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
         return -1;
 
     if (qemuMigrationParamsSetBackgroundSnapshot(params, bufferMiB,
-                                                 cfg->snapshotMemoryStallLimit) < 0 ||
-        qemuMigrationParamsFetch(vm, VIR_ASYNC_JOB_SNAPSHOT, &origParams) < 0)
+                                                 cfg->snapshotMemoryStallLimit) < 0)
         return -1;
 
     if (qemuSnapshotUndoRemember(driver, vm, snapdef, reuse) < 0)
@@ -455,18 +467,17 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
     qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
     priv->pausedReason = VIR_DOMAIN_PAUSED_UNKNOWN;
 
-    virErrorPreserveLast(&orig_err);
-    if (virDomainObjIsActive(vm) &&
-        qemuMigrationParamsResetBackgroundSnapshot(vm, VIR_ASYNC_JOB_SNAPSHOT,
-                                                   origParams) < 0)
-        VIR_WARN("Domain '%s' keeps parameters of its snapshot", vm->def->name);
-
-    if (ret == 0) {
-        virErrorRestore(&orig_err);
-        return 0;
+    if (ret == 0 && !paused.done) {
+        virReportError(VIR_ERR_OPERATION_FAILED, "%s",
+                       _("QEMU did not wait for the snapshot of the disks"));
+        ret = -1;
     }
 
+    if (ret == 0)
+        return 0;
+
     /* First of all the guest goes on. */
+    virErrorPreserveLast(&orig_err);
     if (!paused.resumed && qemuSnapshotUndoResume(driver, vm) < 0)
         VIR_WARN("Cannot resume domain '%s'", vm->def->name);
     virErrorRestore(&orig_err);

@@ -32,6 +32,7 @@
 #include "qemu_snapshot_files.h"
 
 #include "qemu_domain.h"
+#include "qemu_snapshot.h"
 
 #include "snapshot_conf.h"
 #include "virerror.h"
@@ -200,12 +201,17 @@ qemuSnapshotFilesMergeOne(virQEMUDriver *driver,
     qemuDomainObjPrivate *priv = vm->privateData;
     g_autoptr(virQEMUDriverConfig) cfg = virQEMUDriverGetConfig(driver);
     /* what the overlay is above, and what the definition is to have */
-    virDomainDiskDef *base = virDomainDiskByTarget(snapdef->parent.dom,
-                                                   snapdisk->name);
+    virDomainDiskDef *base = qemuSnapshotDiskGetBase(snapdef, snapdisk);
     virDomainDiskDef *old = NULL;
     virDomainDiskDef *disk = NULL;
     uid_t uid;
     gid_t gid;
+
+    /* After an undo that failed, the user may have made it so, and it may hold
+     * what the guest has written. */
+    if (overlay == QEMU_SNAPSHOT_UNDO_OVERLAY_UNUSED &&
+        priv->snapshotBackgroundRetried)
+        return 0;
 
     if (overlay == QEMU_SNAPSHOT_UNDO_OVERLAY_KEEP) {
         virReportError(VIR_ERR_OPERATION_UNSUPPORTED,

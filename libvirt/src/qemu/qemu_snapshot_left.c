@@ -309,46 +309,52 @@ qemuSnapshotLeftRecoverJob(virDomainObj *vm,
  * qemuSnapshotLeftRecover:
  * @driver: qemu driver
  * @vm: domain, without a job
+ * @job: what it did when the daemon ended
  *
- * Undo a snapshot that was being taken when the daemon ended.
+ * Undo a snapshot that was being taken then, or one whose undo had failed.
  */
 void
 qemuSnapshotLeftRecover(virQEMUDriver *driver,
-                        virDomainObj *vm)
+                        virDomainObj *vm,
+                        virDomainJobObj *job)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
+    qemuDomainJobPrivate *jobPriv = job->privateData;
     g_autoptr(virDomainSnapshotDef) snapdef = virObjectRef(priv->snapshotBackground);
-    g_autoptr(qemuMigrationParams) params = NULL;
     int rc = 0;
 
-    if (!snapdef)
+    /* What was being migrated may run elsewhere, on the same disks. */
+    if (!snapdef || job->asyncJob == VIR_ASYNC_JOB_MIGRATION_OUT)
         return;
 
     /* Their events need a job of their own. */
     if (!priv->snapshotBackgroundFailed)
         qemuSnapshotLeftWaitBlockJobs(vm);
 
-    if (virDomainObjBeginAsyncJob(vm, VIR_ASYNC_JOB_SNAPSHOT,
-                                  VIR_DOMAIN_JOB_OPERATION_SNAPSHOT, 0) < 0) {
-        VIR_WARN("Cannot undo a snapshot of domain '%s'", vm->def->name);
-        /* Who has the job may be undoing it. */
-        if (vm->job->asyncJob != VIR_ASYNC_JOB_SNAPSHOT)
-            qemuSnapshotUndoEnd(driver, vm, snapdef, -1);
-        qemuProcessSubmitGuestPanic(vm);
-        return;
+    /* Others' jobs may take longer than one waits for them. */
+    while (virDomainObjBeginAsyncJob(vm, VIR_ASYNC_JOB_SNAPSHOT,
+                                     VIR_DOMAIN_JOB_OPERATION_SNAPSHOT, 0) < 0) {
+        if (priv->snapshotBackground != snapdef || vm->removing)
+            return;
+
+        virResetLastError();
+        virObjectUnlock(vm);
+        g_usleep(100 * 1000);
+        virObjectLock(vm);
     }
 
     qemuDomainObjSetAsyncJobMask(vm, QEMU_SNAPSHOT_UNDO_JOB_MASK);
 
-    if (priv->snapshotBackground == snapdef &&
-        (rc = qemuSnapshotLeftUndo(driver, vm)) < 0)
-        VIR_WARN("Domain '%s' keeps overlays of a snapshot that was not completed",
-                 vm->def->name);
+    if (priv->snapshotBackground == snapdef) {
+        priv->snapshotBackgroundAhead = true;
 
-    if (virDomainObjIsActive(vm) &&
-        (!(params = qemuMigrationParamsNew()) ||
-         qemuMigrationParamsApply(vm, VIR_ASYNC_JOB_SNAPSHOT, params, 0) < 0))
-        VIR_WARN("Domain '%s' keeps migration capabilities", vm->def->name);
+        if ((rc = qemuSnapshotLeftUndo(driver, vm)) < 0)
+            VIR_WARN("Domain '%s' keeps overlays of a snapshot that was not completed",
+                     vm->def->name);
+    }
+
+    if (jobPriv)
+        qemuMigrationParamsReset(vm, VIR_ASYNC_JOB_SNAPSHOT, jobPriv->migParams, 0);
 
     qemuSnapshotUndoEnd(driver, vm, snapdef, rc);
 

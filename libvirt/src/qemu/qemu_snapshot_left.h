@@ -34,4 +34,5 @@ qemuSnapshotLeftRecoverJob(virDomainObj *vm,
 
 void
 qemuSnapshotLeftRecover(virQEMUDriver *driver,
-                        virDomainObj *vm);
+                        virDomainObj *vm,
+                        virDomainJobObj *job);

@@ -67,11 +67,10 @@ qemuSnapshotUndoLookAt(virDomainDef *def,
                        virDomainSnapshotDiskDef *snapdisk)
 {
     virDomainDiskDef *disk = virDomainDiskByTarget(def, snapdisk->name);
-    virDomainDiskDef *base = virDomainDiskByTarget(snapdef->parent.dom,
-                                                   snapdisk->name);
+    virDomainDiskDef *base = qemuSnapshotDiskGetBase(snapdef, snapdisk);
     size_t i;
 
-    if (!disk)
+    if (!disk || virDomainDiskTranslateSourcePool(disk) < 0)
         return QEMU_SNAPSHOT_UNDO_OVERLAY_KEEP;
 
     if (qemuSnapshotDiskIsOverlay(disk, snapdef, snapdisk))
@@ -135,12 +134,15 @@ qemuSnapshotUndoDrop(virDomainObj *vm)
 /**
  * qemuSnapshotUndoStopped:
  * @vm: domain that has ended, but still has its live definition
+ * @reason: why
  *
  * Note what an undo has to know of that definition. If there is nobody to do
- * it, forget it: the domain keeps its overlays.
+ * it, or the domain goes on elsewhere or from an image, forget it: it keeps its
+ * overlays.
  */
 void
-qemuSnapshotUndoStopped(virDomainObj *vm)
+qemuSnapshotUndoStopped(virDomainObj *vm,
+                        virDomainShutoffReason reason)
 {
     qemuDomainObjPrivate *priv = vm->privateData;
     virDomainSnapshotDef *snapdef = priv->snapshotBackground;
@@ -149,7 +151,9 @@ qemuSnapshotUndoStopped(virDomainObj *vm)
     if (!snapdef)
         return;
 
-    if (!qemuSnapshotUndoIsAhead(vm)) {
+    if (!qemuSnapshotUndoIsAhead(vm) ||
+        reason == VIR_DOMAIN_SHUTOFF_MIGRATED ||
+        reason == VIR_DOMAIN_SHUTOFF_SAVED) {
         VIR_WARN("Domain '%s' keeps overlays of a snapshot that was not completed",
                  vm->def->name);
         qemuSnapshotUndoDrop(vm);
@@ -188,7 +192,8 @@ qemuSnapshotUndoIsEnding(virDomainObj *vm)
  * @vm: domain, in a snapshot job
  *
  * If QEMU is about to end, wait until qemuProcessStop(), in another thread, has
- * done all of its work.
+ * done all of its work. When its process has ended, that is sure to come, though
+ * it may have to wait for jobs of other events.
  */
 void
 qemuSnapshotUndoWaitStopped(virDomainObj *vm)
@@ -200,7 +205,8 @@ qemuSnapshotUndoWaitStopped(virDomainObj *vm)
         virObjectUnlock(vm);
         g_usleep(10 * 1000);
         virObjectLock(vm);
-        patience--;
+        if (virProcessKill(vm->pid, 0) == 0)
+            patience--;
     }
 
     if (virDomainObjBeginNestedJob(vm, VIR_ASYNC_JOB_SNAPSHOT) == 0)
@@ -224,12 +230,25 @@ qemuSnapshotUndoResume(virQEMUDriver *driver,
     qemuDomainObjPrivate *priv = vm->privateData;
     bool resume = priv->snapshotBackgroundResume;
     virObjectEvent *event;
+    virDomainState state;
     int reason;
 
     priv->snapshotBackgroundResume = false;
 
-    if (!virDomainObjIsActive(vm) ||
-        virDomainObjGetState(vm, &reason) != VIR_DOMAIN_PAUSED ||
+    if (!virDomainObjIsActive(vm) || priv->snapshotBackgroundPanic)
+        return 0;
+
+    state = virDomainObjGetState(vm, &reason);
+
+    /* QEMU has done it before it was told to, and the domain its locks. */
+    if (state == VIR_DOMAIN_RUNNING && priv->lockState &&
+        qemuProcessStartCPUsPrepare(driver, vm, VIR_DOMAIN_RUNNING_UNPAUSED) < 0) {
+        ignore_value(qemuProcessStopCPUs(driver, vm, VIR_DOMAIN_PAUSED_API_ERROR,
+                                         VIR_ASYNC_JOB_SNAPSHOT));
+        return -1;
+    }
+
+    if (state != VIR_DOMAIN_PAUSED ||
         (!resume && reason != VIR_DOMAIN_PAUSED_SNAPSHOT))
         return 0;
 
@@ -238,6 +257,9 @@ qemuSnapshotUndoResume(virQEMUDriver *driver,
     if (qemuProcessStartCPUs(driver, vm, VIR_DOMAIN_RUNNING_UNPAUSED,
                              VIR_ASYNC_JOB_SNAPSHOT) == 0)
         return 0;
+
+    if (!qemuDomainObjIsActive(vm))
+        return -1;
 
     event = virDomainEventLifecycleNewFromObj(vm, VIR_DOMAIN_EVENT_SUSPENDED,
                                               VIR_DOMAIN_EVENT_SUSPENDED_API_ERROR);

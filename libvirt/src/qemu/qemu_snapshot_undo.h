@@ -67,4 +67,5 @@ void
 qemuSnapshotUndoWaitStopped(virDomainObj *vm);
 
 void
-qemuSnapshotUndoStopped(virDomainObj *vm);
+qemuSnapshotUndoStopped(virDomainObj *vm,
+                        virDomainShutoffReason reason);
