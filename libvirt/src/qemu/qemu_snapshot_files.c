@@ -279,7 +279,7 @@ qemuSnapshotFilesMergeOne(virQEMUDriver *driver,
  *
  * Merge its overlays, as far as vm->privateData notes that they were the disks,
  * into the disks that the domain had before, which its definition gets back;
- * remove them.
+ * remove them, but for the user's, and what may have become so.
  *
  * Returns 0 on success, -1 on error.
  */

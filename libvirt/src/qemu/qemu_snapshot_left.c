@@ -311,7 +311,8 @@ qemuSnapshotLeftRecoverJob(virDomainObj *vm,
  * @vm: domain, without a job
  * @job: what it did when the daemon ended
  *
- * Undo a snapshot that was being taken then, or one whose undo had failed.
+ * Undo a snapshot that was being taken then, or one whose undo had failed. Wait
+ * for other jobs, as long as they last.
  */
 void
 qemuSnapshotLeftRecover(virQEMUDriver *driver,
@@ -323,9 +324,14 @@ qemuSnapshotLeftRecover(virQEMUDriver *driver,
     g_autoptr(virDomainSnapshotDef) snapdef = virObjectRef(priv->snapshotBackground);
     int rc = 0;
 
-    /* What was being migrated may run elsewhere, on the same disks. */
-    if (!snapdef || job->asyncJob == VIR_ASYNC_JOB_MIGRATION_OUT)
+    if (!snapdef)
         return;
+
+    /* It may run elsewhere, on the same disks. */
+    if (job->asyncJob == VIR_ASYNC_JOB_MIGRATION_OUT) {
+        qemuSnapshotUndoEnd(driver, vm, snapdef, -1);
+        return;
+    }
 
     /* Their events need a job of their own. */
     if (!priv->snapshotBackgroundFailed)

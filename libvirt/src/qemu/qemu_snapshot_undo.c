@@ -48,8 +48,11 @@
 VIR_LOG_INIT("qemu.qemu_snapshot_undo");
 
 
-/* How long to wait for QEMU's end, or for its jobs', in steps of 10 ms */
+/* How long to wait for QEMU's end, in steps of 10 ms; and how much longer, when
+ * its process has ended: then that is to come, though who sees to it may have
+ * to wait for jobs of other events. */
 #define QEMU_SNAPSHOT_UNDO_PATIENCE 3000
+#define QEMU_SNAPSHOT_UNDO_PATIENCE_ENDED 20
 
 
 /**
@@ -128,6 +131,7 @@ qemuSnapshotUndoDrop(virDomainObj *vm)
     priv->snapshotBackgroundFailed = false;
     priv->snapshotBackgroundRetried = false;
     priv->snapshotBackgroundAhead = false;
+    priv->snapshotBackgroundUnlocked = false;
 }
 
 
@@ -137,8 +141,8 @@ qemuSnapshotUndoDrop(virDomainObj *vm)
  * @reason: why
  *
  * Note what an undo has to know of that definition. If there is nobody to do
- * it, or the domain goes on elsewhere or from an image, forget it: it keeps its
- * overlays.
+ * it, or the domain goes on elsewhere or from something else, forget it: it
+ * keeps its overlays. To be called before its status is removed.
  */
 void
 qemuSnapshotUndoStopped(virDomainObj *vm,
@@ -153,7 +157,8 @@ qemuSnapshotUndoStopped(virDomainObj *vm,
 
     if (!qemuSnapshotUndoIsAhead(vm) ||
         reason == VIR_DOMAIN_SHUTOFF_MIGRATED ||
-        reason == VIR_DOMAIN_SHUTOFF_SAVED) {
+        reason == VIR_DOMAIN_SHUTOFF_SAVED ||
+        reason == VIR_DOMAIN_SHUTOFF_FROM_SNAPSHOT) {
         VIR_WARN("Domain '%s' keeps overlays of a snapshot that was not completed",
                  vm->def->name);
         qemuSnapshotUndoDrop(vm);
@@ -192,21 +197,19 @@ qemuSnapshotUndoIsEnding(virDomainObj *vm)
  * @vm: domain, in a snapshot job
  *
  * If QEMU is about to end, wait until qemuProcessStop(), in another thread, has
- * done all of its work. When its process has ended, that is sure to come, though
- * it may have to wait for jobs of other events.
+ * done all of its work.
  */
 void
 qemuSnapshotUndoWaitStopped(virDomainObj *vm)
 {
-    size_t patience = QEMU_SNAPSHOT_UNDO_PATIENCE;
+    size_t patience = QEMU_SNAPSHOT_UNDO_PATIENCE * QEMU_SNAPSHOT_UNDO_PATIENCE_ENDED;
 
     while (virDomainObjIsActive(vm) && patience > 0 &&
            qemuSnapshotUndoIsEnding(vm)) {
         virObjectUnlock(vm);
         g_usleep(10 * 1000);
         virObjectLock(vm);
-        if (virProcessKill(vm->pid, 0) == 0)
-            patience--;
+        patience -= virProcessKill(vm->pid, 0) < 0 ? 1 : QEMU_SNAPSHOT_UNDO_PATIENCE_ENDED;
     }
 
     if (virDomainObjBeginNestedJob(vm, VIR_ASYNC_JOB_SNAPSHOT) == 0)
@@ -240,8 +243,8 @@ qemuSnapshotUndoResume(virQEMUDriver *driver,
 
     state = virDomainObjGetState(vm, &reason);
 
-    /* QEMU has done it before it was told to, and the domain its locks. */
-    if (state == VIR_DOMAIN_RUNNING && priv->lockState &&
+    /* QEMU has done it before it was told to. */
+    if (state == VIR_DOMAIN_RUNNING && priv->snapshotBackgroundUnlocked &&
         qemuProcessStartCPUsPrepare(driver, vm, VIR_DOMAIN_RUNNING_UNPAUSED) < 0) {
         ignore_value(qemuProcessStopCPUs(driver, vm, VIR_DOMAIN_PAUSED_API_ERROR,
                                          VIR_ASYNC_JOB_SNAPSHOT));
@@ -275,8 +278,9 @@ qemuSnapshotUndoResume(virQEMUDriver *driver,
  * @vm: domain, in a snapshot job
  *
  * Give the domain the disks back that it had before the snapshot which
- * qemuSnapshotUndoRemember() was told of; if the domain has ended meanwhile,
- * its definition and its files. Remove the image.
+ * qemuSnapshotUndoRemember() was told of, unless it is to keep its overlays, or
+ * has other disks by now; if the domain has ended meanwhile, its definition and
+ * its files. Remove the image.
  *
  * Returns 0 on success, -1 on error.
  */
