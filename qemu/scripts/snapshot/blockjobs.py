@@ -121,17 +121,18 @@ def create(vm: VM, options: Json) -> None:
     _run(vm, job, nothing, nothing)
 
 
-def create_overlay(vm: VM, path: str, size: int, base: str,
-                   base_format: str, made: Callable[[], None]) -> None:
-    """Create an overlay without opening its base, which is in use.
+def create_file(vm: VM, path: str) -> None:
+    """Create an empty file, or empty the one that is there."""
+    create(vm, {'driver': 'file', 'filename': path, 'size': 0})
 
-    @made is called when there is a file, in which is nothing yet.
+
+def create_overlay(vm: VM, path: str, size: int, base: str,
+                   base_format: str) -> None:
+    """Make an empty file an overlay without opening its base, in use.
 
     Not by blockdev-snapshot-sync, for which the VM would have to wait, and
     which leaves the base's name as the user wrote it, relative to wherever.
     """
-    create(vm, {'driver': 'file', 'filename': path, 'size': 0})
-    made()
     node = unique('new')
     vm.cmd('blockdev-add', driver='file', node_name=node, filename=path)
     try:
@@ -233,6 +234,7 @@ def merge(vm: VM, overlay: str, base: str,
                       command_line=f'qemu-io {bottom} "flush"')
         if said.strip():
             raise SnapshotError(f'{base} cannot be flushed: {said.strip()}')
+        meanwhile()
     vm.cmd('block-commit', job_id=job, device=root, top_node=top,
            base_node=bottom, auto_dismiss=False, **arguments)
     _run(vm, job, meanwhile, completing, flush)

@@ -14,9 +14,9 @@ import shutil
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from . import cmdline, disks, migration, store
+from . import blockjobs, cmdline, disks, migration, records, store
 from .errors import Interrupted, NotUndone, Refused, SnapshotError
-from .images import QemuImg
+from .images import QemuImg, base_of
 from .progress import Progress, report, size
 from .signals import Signals
 from .undo import Undo
@@ -224,6 +224,7 @@ class Create:
         if self.options.disks == 'external':
             for disk in self.disks:
                 self.progress.step(f'create overlay {disk["overlay"]}')
+                self._record(disk)
                 disks.prepare(self.vm, disk,
                               lambda: self.place.note(journal))
                 store.sync(os.path.dirname(disk['overlay']))
@@ -262,6 +263,25 @@ class Create:
         manifest['result'] = dict(
             report(info),
             **{'pause-seconds': migration.pause_seconds(self.vm.events)})
+
+    def _record(self, disk: Json) -> None:
+        """Have "delete" know of an overlay that is where it does not look.
+
+        What it is on may be of a snapshot in another directory.
+        """
+        path, overlay = disk['file'], disk['overlay']
+        folder = os.path.dirname(path)
+        if base_of(path) is None or store.in_dev(folder) or \
+                os.path.samefile(folder, os.path.dirname(overlay)) or \
+                any(blockjobs.same_file(layer['overlay'], path)
+                    for _, content in store.neighbours(self.place, True)
+                    for layer in store.overlays(content)):
+            return
+        try:
+            records.add(records.beside(path), [overlay])
+        except OSError as problem:
+            self.progress.warn(f'{overlay} cannot be recorded beside {path}, '
+                               f'which needs to stay: {problem}')
 
     def _sync_disks(self) -> None:
         """What is flushed now need not be while the VM stands still."""
@@ -307,6 +327,7 @@ class Create:
         for disk in manifest['disks']['list']:
             disk.update(store.file_state(disk['file'])
                         if self.options.disks == 'external' else {})
+        manifest['disks']['place'] = self.place.identity()
         signals.check()
         self.place.commit(manifest)
 

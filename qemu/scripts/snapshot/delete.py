@@ -14,7 +14,6 @@ the notes of class Merging.
 """
 
 import argparse
-import contextlib
 import os
 from typing import Any, Dict, List, Optional
 
@@ -75,14 +74,17 @@ class Delete:
         layers: List[Json] = []
         try:
             if again:
+                self._check_owner(place.deleting)
                 place.lock(place.deleting)
                 manifest = place.condemned()
+                self._check_owner(place.deleting)
                 if manifest is not None:
                     layers = self._plan(image_tool, manifest, True)
             else:
                 # Nobody restores it from when it was looked at on
                 with place.guard():
                     manifest = place.read()
+                    self._check_owner(place.path)
                     layers = self._plan(image_tool, manifest, False)
                     self.signals.check()
                     # From here on it is no snapshot any more
@@ -96,8 +98,7 @@ class Delete:
             if manifest is not None:
                 # It may be what has filled the file system
                 image = manifest['image'].get('file', store.IMAGE)
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(place.deleting, image))
+                place.remove_image(image)
             if not again:
                 place.lock(place.deleting)
             if manifest is not None and layers:
@@ -111,6 +112,13 @@ class Delete:
         return {'name': place.name,
                 'disks': [{'id': layer['id'], 'file': layer['file'],
                            'was': layer.get('overlay')} for layer in layers]}
+
+    def _check_owner(self, directory: str) -> None:
+        """Refuse to change the disks that others may have named."""
+        if not self.options.forget:
+            self.place.check_owner(directory, 'do this as that user, make it '
+                                   'yours (chown) if you know what is in it, '
+                                   + FORGET)
 
     def _change(self, image_tool: QemuImg, manifest: Json,
                 layers: List[Json]) -> None:
@@ -141,11 +149,16 @@ class Delete:
         self.merging = Merging(self.place, self.place.deleting, layers, others,
                                self.vm, image_tool, self.progress)
         if self.vm is not None and (forget or mode == 'external'):
-            blockjobs.tidy(self.vm)
+            self.merging.tidy()
         if forget:
             if mode == 'external':
+                self.merging.begin()
                 self.merging.forget()
+                self.merging.end()
             return []
+        if layers:
+            self._check_original(manifest, again)
+        self._check_foreign(layers)
         if mode != 'external':
             for layer in layers:
                 self._check_internal(layer)
@@ -158,13 +171,22 @@ class Delete:
             if layer['merged']:
                 continue
             layer['above'] = self.merging.check(layer)
-            state = store.file_state(layer['file'])
-            if self.merging.noted(layer) is None and any(
-                    layer.get(key) != value for key, value in state.items()):
+            if self.merging.noted(layer) is None and not store.fits(layer):
                 raise Refused(f'{layer["file"]} was written to after the '
                               f'snapshot: {layer["overlay"]} does not fit it '
                               f'any more; keep both, {FORGET}')
         return layers
+
+    def _check_original(self, manifest: Json, again: bool) -> None:
+        """Refuse to change the disks of another, which would be useless."""
+        folder = self.place.deleting if again else self.place.path
+        if self.place.is_copy(folder, manifest):
+            first = manifest['disks']['place']['path']
+            raise Refused(
+                f'{folder} is a copy of {first}, whose disks would change: '
+                'call it with --forget, which leaves all disks as they are; '
+                'if it is no copy, but was put here instead of the other, '
+                f'take "place" out of its {store.MANIFEST} before')
 
     def _check_unfinished(self, layers: List[Json]) -> None:
         """Refuse to change what is to be undone first."""
@@ -182,10 +204,23 @@ class Delete:
                 raise Refused(f'{content["name"]} is half deleted: delete it '
                               'first')
 
+    def _check_foreign(self, layers: List[Json]) -> None:
+        """Refuse what a manifest must be told of that is not ours to write."""
+        for path, content in self.merging.others:
+            if 'foreign' in content and any(
+                    blockjobs.same_file(disk['file'],
+                                        layer.get('overlay', layer['file']))
+                    for layer in layers for disk in store.overlays(content)):
+                raise Refused(f'{path} names a disk that this would change, '
+                              'and is another user\'s: have it deleted '
+                              f'before, {FORGET}')
+
     def _check_internal(self, layer: Json) -> None:
         """Refuse if an internal snapshot cannot be deleted from here."""
         if self.vm is None:
+            self.merging.image_tool.check_rights(layer['file'])
             self.merging.probe(layer['file'])
+            self.merging.check_others(layer['file'], rewriting=layer)
         elif not any(blockjobs.same_file(disk['file'], layer['file'])
                      for disk in disks.writable(self.vm)):
             raise Refused(f'the VM at {self.vm.address} does not write to '
@@ -199,5 +234,5 @@ class Delete:
         if self.vm is not None:
             disks.delete_internal(self.vm, layer, name)
         else:
-            image_tool.delete_internal(disk, name)
-            self.merging.rewritten(disk, layer['format'])
+            self.merging.rewrite(
+                layer, lambda: image_tool.delete_internal(disk, name))

@@ -5,10 +5,11 @@ The VM's disks: which there are, whether they can be snapshotted, and doing
 it, all at one moment.
 """
 
+import contextlib
 import os
 from typing import Any, Callable, Dict, List, Optional
 
-from . import blockjobs, store
+from . import blockjobs, rights, store
 from .errors import Refused, SnapshotError
 from .vm import VM
 
@@ -130,22 +131,71 @@ def prepare(vm: VM, disk: Json, note: Callable[[], None]) -> None:
     Has it noted, in @disk, which file it is, and what it is as long as it is
     empty.
     """
-    def made() -> None:
-        disk['inode'] = os.stat(disk['overlay']).st_ino
-        note()
-    blockjobs.create_overlay(vm, disk['overlay'], disk['virtual-size'],
-                             disk['file'], disk['format'], made)
-    try:
-        store.like(disk['overlay'], disk['file'])
-    except PermissionError:
-        pass  # It is QEMU's, and QEMU is somebody else
-    disk['empty'] = store.file_state(disk['overlay'])
+    path = disk['overlay']
+    _make_file(vm, disk, note)
+    blockjobs.create_overlay(vm, path, disk['virtual-size'],
+                             disk['file'], disk['format'])
+    # It may be QEMU's, and QEMU somebody else
+    with contextlib.suppress(PermissionError), rights.acting_as(vm.user()):
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        try:
+            store.like(fd, disk['file'])
+        finally:
+            os.close(fd)
+    disk['empty'] = store.file_state(path)
     note()
+
+
+def _make_file(vm: VM, disk: Json, note: Callable[[], None]) -> None:
+    """Create the empty file of a disk's overlay.
+
+    Not by QEMU, which would empty one that is there by now, such as that of
+    another VM's snapshot.
+    """
+    path = disk['overlay']
+    # What is there before is nothing that is ours to undo
+    disk['begun'] = True
+    note()
+    try:
+        # QEMU has said where it goes: only where QEMU itself may write
+        with rights.acting_as(vm.user()):
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        del disk['begun']
+        note()
+        raise SnapshotError(f'{path} is there by now, and is not ours'
+                            ) from None
+    try:
+        disk['inode'] = os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
+    note()
+    try:
+        blockjobs.create_file(vm, path)
+    except SnapshotError:
+        # QEMU may be somebody to whom our file is closed, but not the folder
+        del disk['inode']
+        note()
+        with rights.acting_as(vm.user()):
+            os.unlink(path)
+        blockjobs.create_file(vm, path)
+        disk['inode'] = os.lstat(path).st_ino
+        note()
+
+
+def check_overlays(disks: List[Json]) -> None:
+    """Raise if an overlay is not what it was when it was created."""
+    for disk in disks:
+        path = disk['overlay']
+        if os.lstat(path).st_ino != disk['inode'] or \
+                store.file_state(path) != disk['empty']:
+            raise SnapshotError(f'somebody has changed {path}, which is ours')
 
 
 def snapshot(vm: VM, disks: List[Json], mode: str, name: str) -> None:
     """Snapshot all disks or none, of a VM that is paused."""
     if mode == 'external':
+        check_overlays(disks)
         actions = [{'type': 'blockdev-snapshot-sync', 'data': {
             'node-name': disk['node'], 'snapshot-file': disk['overlay'],
             'snapshot-node-name': blockjobs.unique('disk'),

@@ -13,9 +13,10 @@ be removed.  Where it cannot be told which of both is right, the user is asked.
 
 import contextlib
 import os
-from typing import Any, Callable, Dict, List, Optional, Tuple
+import time
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from . import blockjobs, store
+from . import blockjobs, records, store
 from .errors import SnapshotError
 from .images import QemuImg, base_of, check_no_internal
 from .progress import Progress
@@ -24,10 +25,20 @@ from .vm import VM, new_mark
 
 Json = Dict[str, Any]
 
-RESTORED = 'restored.json'
-# More than a second, in which the notes are renewed, and than clocks differ
-LATER_S = 5
+# More than a second, after which a note is renewed
+LATER_NS = 5 * 10 ** 9
 FORGET = 'or call it with --forget, which leaves all disks as they are'
+
+
+def _key(layer: Json) -> str:
+    """What the notes know a layer by: internal snapshots have no overlay."""
+    return str(layer.get('overlay', layer['file']))
+
+
+def _state(path: str) -> Json:
+    """What tells later that a file is the same, and was not written to."""
+    state = store.file_state(path)
+    return dict(state, inode=os.stat(path).st_ino) if state else {}
 
 
 class Merging:
@@ -48,6 +59,7 @@ class Merging:
         self.others = others
         self._now: List[str] = []
         self._mark: Optional[str] = None
+        self._renewed = 0.0
         self._path = os.path.join(folder, store.NOTES)
         self._notes: Json = (store.read_json(self._path)
                              if os.path.exists(self._path) else {})
@@ -75,23 +87,86 @@ class Merging:
             with contextlib.suppress(SnapshotError):
                 self.vm.unmark(self._mark)
 
+    def tidy(self) -> None:
+        """End the VM's jobs that are left.
+
+        What they were told to do, and have not, QEMU will not do any more.
+        """
+        if self.vm is None:
+            return
+        blockjobs.tidy(self.vm)
+        for layer in self._layers:
+            if self.noted(layer) in ('begun', 'completing') and \
+                    self._is_known_run(layer) and self.used(layer['overlay']):
+                files = self._notes[layer['overlay']]['files']
+                files[layer['file']] = _state(layer['file'])
+                self._renote(layer, state='begun', stamp=None)
+
     def noted(self, layer: Json) -> Optional[str]:
         """'begun', 'completing' (by QEMU), 'merged', or None."""
-        note = self._notes.get(layer['overlay'])
+        note = self._notes.get(_key(layer))
         return str(note['state']) if note is not None else None
 
-    def _note(self, layer: Json, state: str, above: Optional[str]) -> None:
-        self._notes[layer['overlay']] = {
-            'state': state, 'above': above, 'vm': self._mark,
-            'overlay': store.file_state(layer['overlay']),
-            'disk': store.file_state(layer['file'])}
+    def _note(self, layer: Json, state: str, above: Optional[str],
+              but: Optional[Json] = None) -> None:
+        """@but: of these files, what is known is not what they are now."""
+        files = {path: _state(path) for path in (
+            _key(layer), layer['file'], above) if path is not None}
+        self._notes[_key(layer)] = {
+            'state': state, 'above': above, 'vm': self._mark, 'stamp': None,
+            'files': {**files, **(but or {})}}
         store.write_json(self._path, self._notes)
 
-    def _note_merged(self, layer: Json, above: Optional[str]) -> None:
+    def _renote(self, layer: Json, **changes: Any) -> None:
+        """Change only a part of what is noted."""
+        self._notes[_key(layer)].update(changes)
+        store.write_json(self._path, self._notes)
+
+    def _renew(self, layer: Json) -> None:
+        """Note that, until now, it is us who write to a disk.
+
+        By the disk's own time: clocks differ, and other disks tell nothing.
+        If that fails, it will seem to have been somebody else.
+        """
+        if time.monotonic() < self._renewed + 1:
+            return
+        self._renewed = time.monotonic()
+        disk = layer['file']
+        with contextlib.suppress(OSError):
+            os.utime(disk)
+        with contextlib.suppress(OSError):
+            self._renote(layer, stamp=store.file_state(disk).get(
+                'mtime-ns', time.time_ns()))
+
+    def _note_merged(self, layer: Json, above: Optional[str],
+                     found: bool = False) -> None:
+        """@found: that was done by a program that was killed then."""
+        paths = [layer['file'], *([above] if above is not None else [])]
+        # What somebody has written to since is not what others need
+        but = {path: self._notes[_key(layer)]['files'][path]
+               for path in paths if found and self._strayed(layer, path)}
         # All of it, before anything says that it is there
-        for path in [layer['file'], *([above] if above is not None else [])]:
+        for path in paths:
             store.sync(path)
-        self._note(layer, 'merged', above)
+        if above is not None and above not in but:
+            self._put_back(layer, above)
+        self._note(layer, 'merged', above, but)
+
+    def _put_back(self, layer: Json, above: str) -> None:
+        """Give an image its time back, of which only its base has changed.
+
+        It may be the disk of a snapshot elsewhere, which is not told.
+        """
+        children = self.children(above)
+        if all(self._known(above, child) for child in children):
+            return
+        if self.vm is not None and not any(map(self.used, children)):
+            return  # The VM writes to it
+        before = self._notes[_key(layer)]['files'][above]
+        if before:
+            with contextlib.suppress(OSError):
+                os.utime(above, ns=(os.stat(above).st_atime_ns,
+                                    before['mtime-ns']))
 
     # Looking, without changing anything
 
@@ -100,7 +175,8 @@ class Merging:
         overlay = layer['overlay']
         if os.path.lexists(overlay) or self.used(overlay):
             return False
-        if self.noted(layer) in ('completing', 'merged'):
+        if self.noted(layer) == 'merged' or self._has_left(layer) or \
+                self._notes.get(overlay, {}).get('asked'):
             return True
         raise SnapshotError(f'{overlay} cannot be seen: have it be there, '
                             + FORGET)
@@ -115,33 +191,36 @@ class Merging:
         if note is None:
             return False
         used = self.used(overlay)
-        unwritten = note.get('overlay') == store.file_state(overlay)
+        if not used and any(self._replaced(layer, path)
+                            for path in (overlay, disk)):
+            raise self._unsure(layer, [])
+        unwritten = note['files'].get(overlay) == _state(overlay)
         if self._is_below(layer, note['above']):
             # That was changed last of all
             if unwritten:
                 return True
             raise self._unsure(layer, [])
         if note['state'] == 'begun' and not used and \
-                self._written_later(layer):
+                self._strayed(layer, disk):
             raise self._unsure(layer, [])
         if note['state'] == 'begun' and note['above'] is None:
             return False
-        same = self._is_known_run(layer)
-        if used and same and note['state'] == 'completing':
+        if used and note['state'] == 'completing' and \
+                self._is_known_run(layer):
             return False  # QEMU has not done what it was told
         users = self.children(overlay)
         if users or used:
             # It has become somebody's disk since.  If the disk below is as it
             # was when that began, the overlay is right in any case.
-            state = store.file_state(disk)
+            state = _state(disk)
             if note['state'] == 'begun' or \
-                    state and note.get('disk') == state:
+                    state and note['files'].get(disk) == state:
                 return False
             raise self._unsure(layer, users)
         if note['above'] is not None and note['state'] != 'merged':
             return False
         if not (unwritten if note['state'] == 'merged'
-                else same and self.used(disk)):
+                else self._has_left(layer)):
             raise self._unsure(layer, [])
         return True
 
@@ -150,16 +229,36 @@ class Merging:
         note = self._notes.get(layer['overlay'], {})
         return self.vm is not None and self.vm.has_mark(note.get('vm'))
 
-    def _written_later(self, layer: Json) -> bool:
-        """Whether a disk was written to after we had ended, or the VM.
+    def _has_left(self, layer: Json) -> bool:
+        """Whether the VM, as told, has the disk itself and not the overlay."""
+        return (self.noted(layer) == 'completing' and self.used(layer['file'])
+                and not self.used(layer['overlay'])
+                and self._is_known_run(layer))
 
-        While we are at work, the notes are as new as what is written; later
-        the overlay is, to which the VM goes on to write.
+    def _replaced(self, layer: Json, path: str) -> bool:
+        """Whether a file is another than when it was noted, or older."""
+        was, now = self._notes[_key(layer)]['files'].get(path), _state(path)
+        return bool(was and now) and (now['inode'] != was['inode']
+                                      or now['mtime-ns'] < was['mtime-ns'])
+
+    def _strayed(self, layer: Json, path: str) -> bool:
+        """Whether a file was changed after we had ended, or is another.
+
+        If we had been writing to it, it is hardly newer than the last stamp.
+        If QEMU had, for us, it may have gone on, but then the VM has written
+        to the overlay as well.
         """
-        disk = layer['file']
-        return bool(store.file_state(disk)) and os.stat(disk).st_mtime > max(
-            os.stat(path).st_mtime
-            for path in (self._path, layer['overlay'])) + LATER_S
+        note, now = self._notes.get(_key(layer)), _state(path)
+        if note is None or not now:
+            return False
+        if self._replaced(layer, path):
+            return True
+        if note['stamp'] is None:
+            return bool(now != note['files'].get(path))
+        newest = [note['stamp']]
+        if note['vm'] is not None:
+            newest.append(os.stat(layer['overlay']).st_mtime_ns)
+        return bool(now['mtime-ns'] > max(newest) + LATER_NS)
 
     def _unsure(self, layer: Json, users: List[str]) -> SnapshotError:
         overlay, disk = layer['overlay'], layer['file']
@@ -174,6 +273,9 @@ class Merging:
                 f'{what}it is not known whether {disk} or what is on '
                 f'{overlay} has what the VM wrote last; find out, '
                 + FORGET)
+        # Otherwise it might only not be to be seen
+        with contextlib.suppress(OSError):
+            self._renote(layer, asked=True)
         return SnapshotError(
             f'{what}if the former has what the VM wrote last, remove the '
             'latter; otherwise "qemu-img commit" the latter before; then call '
@@ -189,7 +291,11 @@ class Merging:
         disk, overlay = layer['file'], layer['overlay']
         base = base_of(overlay)
         if base is None or not blockjobs.same_file(base, disk):
-            raise SnapshotError(f'{overlay} is not an overlay of {disk}')
+            raise SnapshotError(f'{overlay} is not an overlay of {disk}: if '
+                                'it was, have it be so again, ' + FORGET)
+        if not os.path.exists(disk):
+            raise SnapshotError(f'{disk} cannot be seen: have it be there, '
+                                + FORGET)
         check_no_internal(overlay)
         for child in self.children(disk):
             if not is_new and not blockjobs.same_file(child, overlay):
@@ -208,9 +314,47 @@ class Merging:
             if uppers and not self.used(uppers[0]):
                 raise SnapshotError(self._needs(uppers[0], overlay))
             blockjobs.nodes(self.vm, overlay, disk)
+        if self.vm is None:
+            self.image_tool.check_rights(overlay, disk)
+        self.check_others(overlay, *uppers)
         if self.vm is None or self.image_tool.available():
             self.probe(overlay)
+        if self.vm is None:
+            # It may be on the disk instead
+            self._probe_one(disk)
         return uppers[0] if uppers else None
+
+    def check_others(self, image: str, *above: str,
+                     rewriting: Optional[Json] = None) -> None:
+        """Raise if a snapshot that has an image for its disk is spoiled.
+
+        It would be told of the disk that it has next, and then seem good.
+
+        @rewriting: the disk of which only an internal snapshot is deleted.
+        """
+        for path, content in self.others:
+            for entry in store.overlays(content):
+                file, overlay = entry['file'], entry['overlay']
+                if not any(blockjobs.same_file(file, one)
+                           for one in (image, *above)):
+                    continue
+                ours = rewriting is not None and self.noted(rewriting) and \
+                    not self._strayed(rewriting, rewriting['file'])
+                what = None
+                if store.is_deleting(path):
+                    what = 'is half deleted: delete it first'
+                elif not ours and not store.fits(entry) or \
+                        self.used(file) and not self.used(overlay):
+                    what = (f'does not fit {file} any more, which was written '
+                            'to since: delete that with --forget first')
+                elif rewriting is None and blockjobs.same_file(file, image) \
+                        and not self.used(overlay) and \
+                        not os.path.exists(overlay):
+                    what = (f'needs {image}, and {overlay} cannot be seen: '
+                            'have it be there, or delete that with --forget '
+                            'first')
+                if what is not None:
+                    raise SnapshotError(f'{content["name"]} {what}')
 
     def _needs(self, child: str, image: str) -> str:
         """That a file is in the way, and what to do."""
@@ -227,12 +371,14 @@ class Merging:
                 for path in (disk['file'], disk.get('overlay', ''))):
             return f'{text}: delete what was taken later before, {FORGET}'
         return (f'{text}, and is of no snapshot in {self._place.directory}; '
-                'if it is of a restored VM that is not needed any more, '
-                f'remove it first, {FORGET}')
+                'if it is of one elsewhere, delete that before; if it is of a '
+                'restored VM that is not needed any more, remove it first, '
+                + FORGET)
 
     def _known(self, overlay: str, child: str) -> bool:
         """Whether an image on top is the overlay of the next snapshot."""
-        return any(blockjobs.same_file(other['file'], overlay)
+        return any('foreign' not in content
+                   and blockjobs.same_file(other['file'], overlay)
                    and blockjobs.same_file(other['overlay'], child)
                    for _, content in self.others
                    for other in store.overlays(content))
@@ -242,8 +388,10 @@ class Merging:
         above = self.children(image)
         for child in above:
             self.probe(child)
-        if above or self.used(image):
-            return
+        if not above and not self.used(image):
+            self._probe_one(image)
+
+    def _probe_one(self, image: str) -> None:
         try:
             self.image_tool.probe(image)
         except SnapshotError as problem:
@@ -267,9 +415,16 @@ class Merging:
         for layer in (layer for layers in lists for layer in layers):
             folders.add(os.path.dirname(layer['file']))
             folders.add(os.path.dirname(layer.get('overlay', base)))
-        for folder in [self._place.path, self._place.deleting,
-                       *(os.path.dirname(path) for path, _ in self.others)]:
-            candidates += restored_files(folder)
+        own = [layer for layer in self._layers if 'overlay' in layer]
+        for folder, above in [
+                (self._place.path, own), (self._place.deleting, own),
+                *((os.path.dirname(path), store.overlays(content))
+                  for path, content in self.others)]:
+            candidates += records.files(
+                os.path.join(folder, records.RESTORED),
+                any(blockjobs.same_file(layer['file'], base)
+                    for layer in above))
+        candidates += records.files(records.beside(base))
         for folder in folders:
             if os.path.isdir(folder) and not store.in_dev(folder):
                 candidates += [entry.path for entry in os.scandir(folder)
@@ -291,30 +446,46 @@ class Merging:
         """
         disk, overlay = layer['file'], layer['overlay']
         self.progress.step(f'merge {overlay} into {disk}')
-        self._note(layer, 'begun', above)
 
         def renew() -> None:
-            os.utime(self._path)
+            self._renew(layer)
 
         def look() -> None:
             renew()
             meanwhile()
-        if self.vm is not None:
-            try:
+        with self._writing(layer, above):
+            if self.vm is not None:
                 blockjobs.merge(self.vm, overlay, disk, lambda: self._note(
                     layer, 'completing', above), look)
-            except SnapshotError:
-                with contextlib.suppress(SnapshotError, OSError):
-                    blockjobs.tidy(self.vm)
-                    if self.used(overlay):
-                        self._note(layer, 'begun', above)
-                raise
-        else:
-            self.image_tool.commit(overlay, renew)
-            if above is not None:
-                self.image_tool.rebase(above, disk, layer['format'])
+            else:
+                self.image_tool.commit(overlay, renew)
+                if above is not None:
+                    self.image_tool.rebase(above, disk, layer['format'])
         self._note_merged(layer, above)
         self._now.append(overlay)
+
+    def rewrite(self, layer: Json, action: Callable[[], None]) -> None:
+        """Change a disk, but not what others need of it."""
+        with self._writing(layer, None):
+            action()
+        self._tell_others(layer['file'], layer['file'], layer['format'],
+                          _state(layer['file']))
+
+    @contextlib.contextmanager
+    def _writing(self, layer: Json, above: Optional[str]) -> Iterator[None]:
+        """Note that we write to a disk, and how it is if that has failed."""
+        self._note(layer, 'begun', above)
+        self._renewed = 0.0
+        self._renew(layer)
+        try:
+            yield
+        except SnapshotError:
+            with contextlib.suppress(SnapshotError, OSError):
+                if self.vm is not None:
+                    blockjobs.tidy(self.vm)
+                if self.vm is None or self.used(layer['overlay']):
+                    self._note(layer, 'begun', above)
+            raise
 
     def settle(self, layer: Json, is_own: bool = False) -> None:
         """Remove an overlay that is merged, or empty, if nobody has it.
@@ -327,34 +498,53 @@ class Merging:
                 raise SnapshotError(f'the VM at {self.vm.address} still uses '
                                     f'{overlay}')
             blockjobs.forget(self.vm, overlay)
-        users = self.children(overlay)
-        if users:
-            raise SnapshotError(self._needs(users[0], overlay))
-        is_own = (is_own or overlay in self._now
-                  or self._is_known_run(layer))
-        if not is_own or self.image_tool.available():
-            self.probe(overlay)
         above = self._notes.get(overlay, {}).get('above')
-        if self.noted(layer) != 'merged':
-            self._note_merged(layer, above)
-        # The next snapshot's disk has to be known before the file goes
-        self._tell(layer, above)
-        os.unlink(overlay)
+        with self._not_restored(overlay, above):
+            users = self.children(overlay)
+            if users:
+                raise SnapshotError(self._needs(users[0], overlay))
+            is_own = (is_own or overlay in self._now
+                      or self._is_known_run(layer))
+            if not is_own or self.image_tool.available():
+                self.probe(overlay)
+            if self.noted(layer) != 'merged':
+                self._note_merged(layer, above, found=True)
+            # The next snapshot's disk has to be known before the file goes
+            self._tell(layer, above)
+            records.replace(records.beside(layer['file']), overlay, above)
+            os.unlink(overlay)
         # The notes must not be gone before
         store.sync(os.path.dirname(overlay))
 
+    @contextlib.contextmanager
+    def _not_restored(self, *images: Optional[str]) -> Iterator[None]:
+        """Nobody restores a snapshot with one of these disks meanwhile."""
+        with contextlib.ExitStack() as stack:
+            for path, content in self.others:
+                if not store.is_deleting(path) and any(
+                        blockjobs.same_file(entry['file'], image)
+                        for entry in store.overlays(content)
+                        for image in images if image is not None):
+                    stack.enter_context(
+                        store.Snapshot(os.path.dirname(path)).guard())
+            yield
+
     def _tell(self, layer: Json, above: Optional[str]) -> None:
         """Have others know what merging has changed."""
-        self._tell_others(layer['overlay'], layer['file'], layer['format'])
+        disk, known = layer['file'], self._notes[layer['overlay']]['files']
+        self._tell_others(layer['overlay'], disk, layer['format'],
+                          known[disk])
         if above is not None:
             # It has another base, and is perhaps the next but one's disk
-            self._tell_others(above, above, 'qcow2')
+            self._tell_others(above, above, 'qcow2', known[above])
 
     def forget(self) -> None:
         """The overlays are left as they are, but where one is merged."""
         for layer in self._layers:
             above = self._notes.get(layer['overlay'], {}).get('above')
             if self._is_below(layer, above):
+                if self.noted(layer) != 'merged':
+                    self._note_merged(layer, above, found=True)
                 self._tell(layer, above)
 
     @staticmethod
@@ -364,27 +554,18 @@ class Merging:
         return (below is not None
                 and blockjobs.same_file(below, layer['file']))
 
-    def _tell_others(self, old: str, disk: str, image_format: str) -> None:
+    def _tell_others(self, old: str, disk: str, image_format: str,
+                     state: Json) -> None:
         """Who had a file for its disk has another now, or it has changed."""
         for path, content in self.others:
             changed = False
+            if 'foreign' in content:
+                continue
             for entry in store.overlays(content):
                 if blockjobs.same_file(entry['file'], old):
-                    entry.update(file=disk, format=image_format,
-                                 **store.file_state(disk))
+                    entry.update(file=disk, format=image_format, **{
+                        key: value for key, value in state.items()
+                        if key != 'inode'})
                     changed = True
             if changed:
                 store.write_json(path, content)
-
-    def rewritten(self, disk: str, image_format: str) -> None:
-        """A disk has changed, but not what others need of it."""
-        self._tell_others(disk, disk, image_format)
-
-
-def restored_files(path: str) -> List[str]:
-    """Disks of VMs that were restored from a snapshot."""
-    record = os.path.join(path, RESTORED)
-    if not os.path.exists(record):
-        return []
-    return [file for file in store.read_json(record).get('files', [])
-            if os.path.exists(file)]

@@ -16,11 +16,10 @@ import tempfile
 import time
 from typing import Any, Dict, List, Optional
 
-from . import migration, store
+from . import migration, records, store
 from .cmdline import CommandLine
 from .errors import Interrupted, Refused, SnapshotError
 from .images import QemuImg, ours
-from .merging import RESTORED, restored_files
 from .progress import Progress
 from .signals import Signals
 from .vm import VM
@@ -51,9 +50,7 @@ class Restore:
         self.options = options
         self.progress = progress
         self.place = store.Snapshot(options.snapshot)
-        self.manifest = self.place.read()
-        if not options.command:
-            self.place.check_owner()
+        self.manifest = self._read()
         self.signals = Signals()
         image = self.manifest['image']
         self.format = migration.Format(
@@ -70,6 +67,16 @@ class Restore:
         # Not taken for a host and a port
         options.qmp = os.path.abspath(options.qmp)
         self.made: List[str] = []
+        self._files: Dict[str, int] = {}
+
+    def _read(self) -> Json:
+        manifest = self.place.read()
+        if not self.options.command:
+            # It has the command line that would be run
+            self.place.check_owner(
+                self.place.path, 'give a whole command line with --command, '
+                'or copy the snapshot as yourself to another directory')
+        return manifest
 
     def _uri(self) -> str:
         image = self.manifest['image']
@@ -96,6 +103,8 @@ class Restore:
             raise Refused(f'somebody listens at {self.options.qmp}')
         try:
             with self.place.guard():
+                # Deleting the one below may just have changed it
+                self.manifest = self._read()
                 self._put_disks(line, given)
                 self._record()
         except BaseException:
@@ -166,12 +175,15 @@ class Restore:
             return
         for disk, path in plan:
             self.progress.step(f'create {path}')
+            # Its directory's owner may have put something else there
+            fd = self._files[path]
+            store.like(fd, disk['file'], owner=True)
             if mode == 'internal':
                 self.image_tool.copy_internal(
-                    disk['file'], self.manifest['name'], path)
+                    disk['file'], self.manifest['name'], fd)
             else:
-                self.image_tool.create(path, disk['file'], disk['format'])
-            store.like(path, disk['file'], owner=True)
+                self.image_tool.create(fd, disk['file'], disk['format'])
+            os.close(self._files.pop(path))
             self.signals.check()
 
     def _check_disk(self, disk: Json) -> None:
@@ -179,8 +191,7 @@ class Restore:
             raise Refused(f'disk {disk["id"]}: there is no {disk["file"]}')
         if self.manifest['disks']['mode'] != 'external':
             return
-        now = store.file_state(disk['file'])
-        if any(disk.get(key) != value for key, value in now.items()):
+        if not store.fits(disk):
             raise Refused(f'disk {disk["id"]}: {disk["file"]} was written to '
                           'after the snapshot')
 
@@ -200,7 +211,8 @@ class Restore:
                 f'-restored{count}.qcow2')
             try:
                 if not self.options.print:
-                    os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+                    self._files[path] = os.open(
+                        path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
                     self.made.append(path)
                 elif os.path.lexists(path):
                     raise FileExistsError
@@ -210,14 +222,8 @@ class Restore:
 
     def _record(self) -> None:
         """Have "delete" know of the overlays, wherever they are."""
-        record = os.path.join(self.place.path, RESTORED)
-        known = restored_files(self.place.path)
-        files = sorted({*known, *(path for path in self.made
-                                  if os.path.exists(path))})
-        if files:
-            store.write_json(record, {'files': files})
-        elif os.path.exists(record):
-            os.unlink(record)
+        records.add(os.path.join(self.place.path, records.RESTORED),
+                    [path for path in self.made if os.path.exists(path)])
 
     def _clean(self) -> None:
         for path in self.made:

@@ -16,6 +16,7 @@ import shutil
 import stat
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
+from . import rights
 from .errors import Refused, SnapshotError
 
 
@@ -40,7 +41,7 @@ SHAPES: List[Tuple[str, Dict[str, type]]] = [
 
 def sync(path: str) -> None:
     """Have a file or a directory survive a crash of the host."""
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.fsync(fd)
     finally:
@@ -49,37 +50,52 @@ def sync(path: str) -> None:
 
 def write_json(path: str, content: Json) -> None:
     """Replace a file at once, and for good."""
-    temporary = path + '.new'
-    with open(temporary, 'w', encoding='utf-8') as file:
-        # There may be secrets in the VM's command line
-        os.fchmod(file.fileno(), 0o600)
-        json.dump(content, file, indent=2)
-        file.write('\n')
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, path)
-    sync(os.path.dirname(path))
+    directory, name = os.path.split(path)
+    temporary = name + '.new'
+    with rights.folder(directory) as fd:
+        def begin() -> int:
+            # There may be secrets in the VM's command line
+            return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY,
+                           0o600, dir_fd=fd)
+        try:
+            new = begin()
+        except FileExistsError:
+            # By one who was killed, or who would have us write elsewhere
+            os.unlink(temporary, dir_fd=fd)
+            new = begin()
+        with open(new, 'w', encoding='utf-8') as file:
+            json.dump(content, file, indent=2)
+            file.write('\n')
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, name, src_dir_fd=fd, dst_dir_fd=fd)
+        os.fsync(fd)
 
 
 def read_json(path: str, owners: Optional[List[int]] = None) -> Json:
     """The object in a file; SnapshotError if there is none.
 
-    @owners: gets whose it is, of the very file that was read.
+    @owners: gets whose it is, of the very file that was read.  Without, it is
+    refused if it is somebody else's.
     """
+    found: List[int] = []
     try:
         # It may be somebody's who tries to have us wait, or read another
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(fd, encoding='utf-8') as file:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):
+            state = os.fstat(fd)
+            if not stat.S_ISREG(state.st_mode):
                 raise SnapshotError(f'{path} is no file')
-            if owners is not None:
-                owners.append(found.st_uid)
+            found.append(state.st_uid)
             content = json.load(file)
     except (OSError, ValueError) as problem:
         raise SnapshotError(f'cannot read {path}: {problem}') from problem
     if not isinstance(content, dict):
         raise SnapshotError(f'{path} is not a JSON object')
+    if owners is None:
+        rights.check_ours(path, found)
+    else:
+        owners += found
     return content
 
 
@@ -108,20 +124,29 @@ def file_state(path: str) -> Json:
     return {'size': found.st_size, 'mtime-ns': found.st_mtime_ns}
 
 
+def fits(disk: Json) -> bool:
+    """Whether nobody has written to a snapshot's disk since it was taken."""
+    return all(disk.get(key) == value
+               for key, value in file_state(disk['file']).items())
+
+
 def in_dev(folder: str) -> bool:
     """Whether what is put there is gone with the host's next start."""
     return (os.path.realpath(folder) + '/').startswith('/dev/')
 
 
-def like(path: str, disk: str, owner: bool = False) -> None:
-    """Let nobody read an image who cannot read the disk that it is of."""
+def like(fd: int, disk: str, owner: bool = False) -> None:
+    """Let nobody read an image who cannot read the disk that it is of.
+
+    @fd: the very image, since its name may be somebody else's to choose.
+    """
     found = os.stat(disk)
     plain = stat.S_ISREG(found.st_mode)
-    os.chmod(path, stat.S_IMODE(found.st_mode) & 0o666 if plain else 0o600)
+    os.fchmod(fd, stat.S_IMODE(found.st_mode) & 0o666 if plain else 0o600)
     if owner and plain and os.geteuid() == 0:
         # Not all file systems, nor namespaces, let root do so
         with contextlib.suppress(OSError):
-            os.chown(path, found.st_uid, found.st_gid)
+            os.fchown(fd, found.st_uid, found.st_gid)
 
 
 class Snapshot:
@@ -158,21 +183,20 @@ class Snapshot:
                 'renamed, rename it back; if it is a copy, keep it elsewhere')
         return manifest
 
-    def check_owner(self) -> None:
-        """Refuse if whoever wrote what read() returned runs programs as us."""
-        others = {*self._owners, os.lstat(self.path).st_uid} - {
-            0, os.geteuid()}
-        if others:
-            raise Refused(f'the manifest of {self.path}, whose command line '
-                          f'would be run, belongs to user {others.pop()}, not '
-                          'to you: give a whole one with --command, or copy '
-                          'the snapshot as yourself to another directory')
+    def check_owner(self, directory: str, instead: str) -> None:
+        """Refuse if others may have written what was read, if anything was.
+
+        @directory: where it was.
+        """
+        rights.check_ours(os.path.join(directory, MANIFEST), self._owners,
+                          instead)
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         """Nobody else deletes it meanwhile, or restores from it."""
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY
+                         | os.O_CLOEXEC)
         except OSError as problem:
             raise Refused(f'there is no snapshot {self.path}') from problem
         try:
@@ -184,6 +208,23 @@ class Snapshot:
             yield
         finally:
             os.close(fd)
+
+    def identity(self) -> Json:
+        """What tells it from a copy, while it is made."""
+        return {'path': self.path, 'inode': os.stat(self.partial).st_ino}
+
+    def is_copy(self, folder: str, manifest: Json) -> bool:
+        """Whether there is, or was, another one with the same disks.
+
+        @folder: where it is now.  It may have been renamed, or be mounted
+        elsewhere.
+        """
+        made = manifest['disks'].get('place')
+        if made is None:
+            return False
+        if os.path.exists(made['path']):
+            return not os.path.samefile(made['path'], folder)
+        return bool(os.stat(folder).st_ino != made['inode'])
 
     def write(self, manifest: Json) -> None:
         """Replace its manifest."""
@@ -203,10 +244,14 @@ class Snapshot:
         try:
             if owner is not None and os.geteuid() == 0 and owner[0] != 0:
                 # QEMU may write the image, but none of what we go by
-                os.chmod(self.partial, 0o711)
-                image = os.path.join(self.partial, IMAGE)
-                os.close(os.open(image, os.O_CREAT | os.O_WRONLY, 0o600))
-                os.chown(image, *owner)
+                with rights.folder(self.partial) as fd:
+                    os.fchmod(fd, 0o711)
+                    image = os.open(IMAGE, os.O_CREAT | os.O_EXCL
+                                    | os.O_WRONLY, 0o600, dir_fd=fd)
+                    try:
+                        os.fchown(image, *owner)
+                    finally:
+                        os.close(image)
             self.lock(self.partial)
             self.note(journal)
             sync(self.directory)
@@ -223,8 +268,9 @@ class Snapshot:
     def lock(self, directory: str) -> None:
         """Keep others away from a partial or half deleted snapshot."""
         # Until the program ends, however that may be
-        self._lock = os.open(os.path.join(directory, LOCK),
-                             os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with rights.folder(directory) as fd:
+            self._lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                                 | os.O_NOFOLLOW, 0o600, dir_fd=fd)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -235,13 +281,16 @@ class Snapshot:
         """Write down how to undo what comes next, before it comes."""
         write_json(os.path.join(self.partial, JOURNAL), journal)
 
-    def journal(self) -> Optional[Json]:
-        """What was written down; None if nothing was."""
+    def journal(self, owners: Optional[List[int]] = None) -> Optional[Json]:
+        """What was written down; None if nothing was.
+
+        @owners: as for read_json().
+        """
         path = os.path.join(self.partial, JOURNAL)
         if not os.path.exists(path):
             return None
         try:
-            journal = read_json(path)
+            journal = read_json(path, owners)
         except SnapshotError as problem:
             raise Refused(str(problem)) from problem
         if journal.get('version') != VERSION:
@@ -272,7 +321,13 @@ class Snapshot:
     def condemned(self) -> Optional[Json]:
         """The manifest of a half deleted one; None if all is done."""
         path = os.path.join(self.deleting, MANIFEST)
-        return parse(path) if os.path.exists(path) else None
+        return parse(path, self._owners) if os.path.exists(path) else None
+
+    def remove_image(self, name: str) -> None:
+        """Remove the image of a half deleted one, if it is there."""
+        with rights.folder(self.deleting) as fd, \
+                contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=fd)
 
     def remove(self) -> None:
         """Remove a half deleted one."""
@@ -280,15 +335,16 @@ class Snapshot:
 
     def _remove(self, directory: str, what: str) -> None:
         """Remove a directory; once the file @what is gone, that is all."""
-        for entry in os.scandir(directory):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            elif entry.name not in (what, NOTES, LOCK):
-                os.unlink(entry.path)
-        sync(directory)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(directory, what))
-        sync(directory)
+        with rights.folder(directory) as fd:
+            for entry in os.scandir(fd):
+                if entry.is_dir(follow_symlinks=False):
+                    continue  # Somebody else's, for the end
+                if entry.name not in (what, NOTES, LOCK):
+                    os.unlink(entry.name, dir_fd=fd)
+            os.fsync(fd)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(what, dir_fd=fd)
+            os.fsync(fd)
         if self._lock >= 0:
             # NFS keeps files that somebody has open
             os.close(self._lock)
@@ -299,7 +355,7 @@ class Snapshot:
 def parse(path: str, owners: Optional[List[int]] = None) -> Json:
     """A manifest, if it is one that we understand.
 
-    @owners: gets whose it is.
+    @owners: as for read_json().
     """
     manifest = read_json(path, owners)
     if manifest.get('format') != FORMAT:
@@ -323,6 +379,8 @@ def parse(path: str, owners: Optional[List[int]] = None) -> Json:
              'virtual-size': int}
     if disks['mode'] == 'external':
         shape['overlay'] = str
+    if 'place' in disks:
+        check_shape(path, 'place', disks, {'path': str, 'inode': int})
     for disk in disks['list']:
         check_shape(path, 'disk', {'disk': disk}, shape)
     return manifest
@@ -353,7 +411,8 @@ def neighbours(place: Snapshot,
                skip_damaged: bool = False) -> List[Tuple[str, Json]]:
     """Paths and contents of all other manifests of a directory.
 
-    Those that are half deleted, too: they name disks that will change.
+    Those that are half deleted, too: they name disks that will change.  Those
+    of other users are 'foreign': they may keep us from something, no more.
     """
     paths = [other.path for other in snapshots(place.directory)]
     paths += [Snapshot(os.path.join(place.directory, name)).deleting
@@ -365,7 +424,11 @@ def neighbours(place: Snapshot,
                 not os.path.exists(path):
             continue
         try:
-            found.append((path, parse(path)))
+            owners = [os.lstat(folder).st_uid]
+            content = parse(path, owners)
+            if not all(map(rights.is_ours, owners)):
+                content['foreign'] = True
+            found.append((path, content))
         except SnapshotError as problem:
             if not skip_damaged:
                 raise SnapshotError(f'{problem}: repair it, or remove '
@@ -388,7 +451,7 @@ def unfinished(place: Snapshot) -> Iterator[Tuple[str, Json]]:
     """Path and disk of each that an unfinished snapshot beside it names."""
     for name in leftovers(place.directory, 'partial'):
         other = Snapshot(os.path.join(place.directory, name))
-        for disk in (other.journal() or {}).get('disks', []):
+        for disk in (other.journal([]) or {}).get('disks', []):
             yield other.partial, disk
 
 

@@ -118,6 +118,10 @@ two snapshots.  With --qmp if the VM is running, without if it is off.  The
 disks that later snapshots name are corrected.  VMs that were restored from
 the snapshot have to be gone, with their overlays.
 
+One whose disk was written to since it was taken, and a copy of one, can be
+deleted only with --forget; the former before those that were taken earlier,
+as otherwise its disk would seem to be good.
+
 Deleting that was interrupted goes on if it is called again; until then, start
 the VM only with the disks that it had last.  What cannot be told is left to
 you: if QEMU was told to change over to the disk below, and has ended since, or

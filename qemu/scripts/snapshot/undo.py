@@ -11,7 +11,7 @@ import os
 from functools import partial
 from typing import Any, Callable, Dict, List, Optional
 
-from . import blockjobs, disks, migration, store
+from . import blockjobs, disks, migration, records, store
 from .errors import SnapshotError
 from .images import QemuImg, base_of
 from .merging import Merging
@@ -71,7 +71,7 @@ class Undo:
         if self.vm is not None:
             self._try('jobs: end those that are left',
                       partial(blockjobs.tidy, self.vm))
-        if self.journal['disks'] and not self.forget:
+        if self.journal['disks']:
             self._disks()
         if self.vm is not None and self.same:
             self._try('capabilities and parameters of the migration: '
@@ -154,6 +154,11 @@ class Undo:
             self._try('disks: find out who uses them', self._look)
             if self.merging is None:
                 return
+        if self.forget:
+            if self.merging is not None:
+                self._try('snapshots taken later: tell them what their disks '
+                          'are', self.merging.forget)
+            return
         for disk in self.journal['disks']:
             self._try(f'disk {disk["id"]}: {self._by_hand(disk)}',
                       partial(undo_one, disk))
@@ -163,6 +168,7 @@ class Undo:
                           self.journal['disks'],
                           store.neighbours(self.place, skip_damaged=True),
                           self.vm, self.image_tool, self.progress)
+        merging.tidy()
         merging.begin(self.journal['mark'])
         self.merging = merging
 
@@ -182,6 +188,7 @@ class Undo:
         assert merging is not None
         used = merging.used(overlay)
         if not used and not self._is_ours(disk):
+            records.replace(records.beside(disk['file']), overlay, None)
             return
         if merging.merged(disk) or not used and self._is_empty(disk) and \
                 not merging.children(overlay):
@@ -207,7 +214,8 @@ class Undo:
         overlay = disk['overlay']
         if 'inode' not in disk:
             # "create" may have been killed before it could look
-            if os.path.exists(overlay) and not os.path.getsize(overlay):
+            if 'begun' in disk and os.path.exists(overlay) and \
+                    not os.path.getsize(overlay):
                 os.unlink(overlay)
             return False
         if self.merging.gone(disk):
@@ -225,5 +233,6 @@ class Undo:
     def _is_empty(self, disk: Json) -> bool:
         """Whether nobody has ever written to the overlay."""
         if 'empty' not in disk:
-            return True  # Nobody could have known that it is there
+            # It may be there, and have been found, nevertheless
+            return self.same or self.image_tool.is_empty(disk['overlay'])
         return bool(disk['empty'] == store.file_state(disk['overlay']))

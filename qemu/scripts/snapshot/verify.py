@@ -10,7 +10,7 @@ import struct
 from functools import partial
 from typing import Any, Callable, Dict, List
 
-from . import store
+from . import rights, store
 from .errors import SnapshotError
 from .images import QemuImg, analyze, base_of
 from .progress import Progress
@@ -91,7 +91,7 @@ class Verify:
         if size != self.manifest['image']['size']:
             raise SnapshotError(f'its size is {size}, it was '
                                 f'{self.manifest["image"]["size"]}')
-        with open(path, 'rb') as file:
+        with open(rights.open_image(path), 'rb') as file:
             magic, version = struct.unpack('>4sI', file.read(8))
         if magic != MAGIC or version != STREAM_VERSION:
             raise SnapshotError('it is no migration stream')

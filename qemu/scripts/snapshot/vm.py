@@ -15,6 +15,7 @@ from typing import Any, Awaitable, Dict, List, Optional, Tuple, TypeVar
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
+from . import rights
 from .errors import Refused, SnapshotError
 
 
@@ -284,6 +285,14 @@ class VM:
                     int(status['Gid'].split()[3]))
         except (KeyError, IndexError, ValueError):
             return None
+
+    def user(self) -> Optional[rights.User]:
+        """With whose rights to open files for QEMU, if not with ours."""
+        owner = self.owner()
+        if owner is None:
+            return None
+        groups = self._proc_status().get('Groups', '').split()
+        return rights.user(*owner, [int(group) for group in groups])
 
     def resident(self) -> Optional[int]:
         """Bytes of memory that QEMU has used: no image is much larger."""

@@ -105,7 +105,7 @@ static uint64_t get_buffer_size(QTestState *who)
     return get_parameter(who, "snapshot-buffer-size");
 }
 
-/* Which size a snapshot would have if it began now; 0: it is not QEMU's choice */
+/* Which size QEMU would choose for a snapshot now; 0: it was told one */
 static uint64_t get_chosen_size(QTestState *who)
 {
     g_autofree char *info = qtest_hmp(who, "info migrate_parameters");
