@@ -63,6 +63,9 @@ class Parser:
         one.add_argument('--vm-off', action='store_true', help='with '
                          '--partial: its VM has ended, though that cannot be '
                          'seen from here')
+        one.add_argument('--restored-gone', action='store_true', help='VMs '
+                         'that were restored, and whose overlays are not to '
+                         'be seen, have been removed with them')
         one.add_argument('--forget', action='store_true', help='leave all '
                          'disks and overlays as they are')
 
@@ -82,6 +85,10 @@ class Parser:
         if options.name == 'delete' and options.vm_off and (
                 options.qmp or not options.partial):
             self._parser.error('--vm-off is for --partial without --qmp')
+        if options.name == 'delete' and options.restored_gone and \
+                options.partial:
+            self._parser.error('--restored-gone is not for --partial: nothing '
+                               'is restored from such a snapshot')
         return options
 
     def _command(self, name: str, what: str, description: str,

@@ -279,7 +279,7 @@ class Create:
             return
         try:
             records.add(records.beside(path), [overlay])
-        except OSError as problem:
+        except (OSError, SnapshotError) as problem:
             self.progress.warn(f'{overlay} cannot be recorded beside {path}, '
                                f'which needs to stay: {problem}')
 

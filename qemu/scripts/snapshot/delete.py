@@ -147,7 +147,8 @@ class Delete:
         others = (store.neighbours(self.place, skip_damaged=forget)
                   if layers else [])
         self.merging = Merging(self.place, self.place.deleting, layers, others,
-                               self.vm, image_tool, self.progress)
+                               self.vm, image_tool, self.progress,
+                               self.options.restored_gone)
         if self.vm is not None and (forget or mode == 'external'):
             self.merging.tidy()
         if forget:

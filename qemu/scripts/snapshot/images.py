@@ -216,7 +216,8 @@ class QemuImg:
                 if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
                     raise SnapshotError(
                         f'user {who.uid}, whose {image} is, may not write to '
-                        f'{path}: give both to one user (chown), or leave '
+                        f'{path}: give both to one user (chown), have that '
+                        'user be in a group that may (usermod -aG), or leave '
                         'them so, with --forget')
             program = shutil.which(self._path or '') or ''
             if not os.access(program, os.X_OK, effective_ids=True):

@@ -46,15 +46,18 @@ class Merging:
 
     def __init__(self, place: store.Snapshot, folder: str,
                  layers: List[Json], others: List[Tuple[str, Json]],
-                 vm: Optional[VM], image_tool: QemuImg, progress: Progress):
+                 vm: Optional[VM], image_tool: QemuImg, progress: Progress,
+                 restored_gone: bool = False):
         """@folder: where the notes are, and end with the snapshot.
 
         @others: from store.neighbours().
+        @restored_gone: so are overlays of restored VMs that cannot be seen.
         """
         self.vm = vm
         self.image_tool = image_tool
         self.progress = progress
         self._place = place
+        self._restored_gone = restored_gone
         self._layers = layers
         self.others = others
         self._now: List[str] = []
@@ -63,6 +66,9 @@ class Merging:
         self._path = os.path.join(folder, store.NOTES)
         self._notes: Json = (store.read_json(self._path)
                              if os.path.exists(self._path) else {})
+        if any('files' not in note for note in self._notes.values()):
+            raise SnapshotError(f'{self._path} is of an earlier version: '
+                                'have that go on')
 
     # Notes
 
@@ -422,8 +428,10 @@ class Merging:
                   for path, content in self.others)]:
             candidates += records.files(
                 os.path.join(folder, records.RESTORED),
-                any(blockjobs.same_file(layer['file'], base)
-                    for layer in above))
+                not self._restored_gone and any(
+                    blockjobs.same_file(layer['file'], base)
+                    for layer in above),
+                'call it with --restored-gone')
         candidates += records.files(records.beside(base))
         for folder in folders:
             if os.path.isdir(folder) and not store.in_dev(folder):
@@ -563,7 +571,10 @@ class Merging:
                 continue
             for entry in store.overlays(content):
                 if blockjobs.same_file(entry['file'], old):
-                    entry.update(file=disk, format=image_format, **{
+                    if not blockjobs.same_file(entry['file'], disk):
+                        # Not the name of a link, which may change
+                        entry['file'] = disk
+                    entry.update(format=image_format, **{
                         key: value for key, value in state.items()
                         if key != 'inode'})
                     changed = True

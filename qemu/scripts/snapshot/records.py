@@ -22,8 +22,11 @@ def beside(disk: str) -> str:
     return os.path.join(folder, f'.{name}.overlays')
 
 
-def files(record: str, all_of_them: bool = True) -> List[str]:
-    """The overlays that there are; may raise if that cannot be told."""
+def files(record: str, all_of_them: bool = True, gone: str = '') -> List[str]:
+    """The overlays that there are; may raise if that cannot be told.
+
+    @gone: how to say that what cannot be seen is gone.
+    """
     found = []
     for path, inode in _read(record).items():
         if os.path.exists(path):
@@ -32,7 +35,7 @@ def files(record: str, all_of_them: bool = True) -> List[str]:
             raise SnapshotError(
                 f'{path} cannot be seen, {os.path.dirname(path)} is not the '
                 'directory that it was: have it be there, or, if the former '
-                f'is gone for good, take it out of {record}')
+                f'is gone for good, {gone or f"take it out of {record}"}')
     return found
 
 
@@ -73,6 +76,9 @@ def _read(record: str) -> Dict[str, Any]:
         return {}
     # It only keeps us from something, whosever it is
     known = store.read_json(record, []).get('files')
+    if isinstance(known, list):
+        # Of an earlier version, to which what is not there was gone
+        known = {path: _inode(os.path.dirname(path)) for path in known}
     if not isinstance(known, dict):
         raise SnapshotError(f"{record} is damaged: no 'files'")
     return known

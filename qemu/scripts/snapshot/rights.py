@@ -85,10 +85,11 @@ def check_ours(path: str, owners: List[int], instead: str = '') -> None:
     @owners: of the very file that was read; that of its directory is added.
     """
     directory = os.path.dirname(path)
-    for uid in [*owners, os.lstat(directory).st_uid,
-                os.stat(directory).st_uid]:
+    for name, uid in [*((path, uid) for uid in owners),
+                      (directory, os.lstat(directory).st_uid),
+                      (directory, os.stat(directory).st_uid)]:
         if not is_ours(uid):
-            raise Refused(f'{path} belongs to user {uid}, not to you: '
+            raise Refused(f'{name} belongs to user {uid}, not to you: '
                           + (instead or 'do this as that user, or make it '
                              'yours (chown) if you know what is in it'))
 

@@ -223,7 +223,19 @@ class Snapshot:
         if made is None:
             return False
         if os.path.exists(made['path']):
-            return not os.path.samefile(made['path'], folder)
+            if os.path.samefile(made['path'], folder):
+                return False
+            with contextlib.suppress(SnapshotError):
+                other = parse(os.path.join(made['path'], MANIFEST), [])
+                if other['disks'].get('place') != made:
+                    # Another one, since this was moved
+                    return bool(os.stat(folder).st_ino != made['inode'])
+            return True
+        home, name = os.path.split(made['path'])
+        if folder == self.deleting and name == self.name and \
+                os.path.isdir(home) and \
+                os.path.samefile(home, self.directory):
+            return False  # Where it was made, and being deleted
         return bool(os.stat(folder).st_ino != made['inode'])
 
     def write(self, manifest: Json) -> None:
@@ -430,6 +442,8 @@ def neighbours(place: Snapshot,
                 content['foreign'] = True
             found.append((path, content))
         except SnapshotError as problem:
+            if _is_closed(problem):
+                continue  # As those whose directory is closed to us
             if not skip_damaged:
                 raise SnapshotError(f'{problem}: repair it, or remove '
                                     f'{folder}') from problem
@@ -451,8 +465,20 @@ def unfinished(place: Snapshot) -> Iterator[Tuple[str, Json]]:
     """Path and disk of each that an unfinished snapshot beside it names."""
     for name in leftovers(place.directory, 'partial'):
         other = Snapshot(os.path.join(place.directory, name))
-        for disk in (other.journal([]) or {}).get('disks', []):
+        try:
+            journal = other.journal([]) or {}
+        except Refused as problem:
+            if _is_closed(problem.__cause__):
+                continue
+            raise
+        for disk in journal.get('disks', []):
             yield other.partial, disk
+
+
+def _is_closed(problem: Optional[BaseException]) -> bool:
+    """Whether a file of others could not be read, but by them."""
+    return problem is not None and isinstance(problem.__cause__,
+                                              PermissionError)
 
 
 @contextlib.contextmanager

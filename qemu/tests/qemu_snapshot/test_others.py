@@ -56,6 +56,67 @@ class Others(Case):
         self.delete('s2', online=False)
         self.assertEqual((self.folder / 'two.raw').read_bytes()[0], 3)
 
+    def test_restored_gone(self):
+        """A VM that was restored for a test is removed with its folder."""
+        self.boot()
+        self.create('s')
+        self.create('t')
+        folder = self.make('try')
+        self.restore('s', '--overlay-dir', str(folder)).shut()
+        shutil.rmtree(folder)
+        self.assertIn('--restored-gone', self.tool(
+            'delete', str(self.snaps / 's'), '--qmp', self.guest.socket,
+            code=2)['error'])
+        self.delete('s', '--restored-gone')
+        self.delete('t')
+
+    def test_link(self):
+        """One that is moved on to the latest overlay is no disk's name."""
+        self.boot()
+        links = [self.folder / name for name in ('a.qcow2', 'z.qcow2')]
+        for name in 's', 't', 'u':
+            self.create(name)
+            for link in links:
+                link.unlink(missing_ok=True)
+                link.symlink_to(f'one.{name}.qcow2')
+            if name == 't':
+                links = [*links, *(self.folder / f'{n}.qcow2'
+                                   for n in range(8))]
+        self.guest.close()
+        for link in links:
+            link.unlink()
+            link.symlink_to('one.t.qcow2')
+        self.delete('s', online=False)
+        for link in links:
+            link.unlink()
+            link.symlink_to('one.u.qcow2')
+        self.good(self.snaps / 'u')
+        self.delete('t', online=False)
+        self.delete('u', online=False)
+
+    def test_put_back(self):
+        """From a backup, to where it was: it is no copy of itself."""
+        self.boot()
+        self.create('s')
+        backup = self.folder / 'backup'
+        shutil.copytree(self.snaps, backup)
+        shutil.rmtree(self.snaps)
+        shutil.copytree(backup, self.snaps)
+        self.stopped('blockjobs.merge 1 before kill', 'delete',
+                     str(self.snaps / 's'), '--qmp', self.guest.socket)
+        self.delete('s')
+
+    def test_old_record(self):
+        """An earlier version had less to say of restored VMs."""
+        self.boot()
+        self.create('s')
+        (self.snaps / 's/restored.json').write_text(
+            f'{{"files": ["{self.folder}/one.s-restored1.qcow2"]}}')
+        self.restore('s').shut()
+        for path in self.folder.glob('*restored*'):
+            path.unlink()
+        self.delete('s')
+
     def test_hidden_two_above(self):
         """That of the next but one is on what stays."""
         self.two()
