@@ -185,9 +185,8 @@ class Delete:
             first = manifest['disks']['place']['path']
             raise Refused(
                 f'{folder} is a copy of {first}, whose disks would change: '
-                'call it with --forget, which leaves all disks as they are; '
-                'if it is no copy, but was put here instead of the other, '
-                f'take "place" out of its {store.MANIFEST} before')
+                f'{FORGET[3:]}; if it is no copy, but was put here instead of '
+                f'the other, take "place" out of its {store.MANIFEST} before')
 
     def _check_unfinished(self, layers: List[Json]) -> None:
         """Refuse to change what is to be undone first."""

@@ -176,6 +176,30 @@ class Case(unittest.TestCase):
             self.guest.disk(which, write(1))
         self.guest.fill(1)
 
+    def on(self, name):
+        """Arguments for a VM on the overlays of a snapshot."""
+        return tuple(word.replace('.s.', f'.{name}.') for word in self.anew)
+
+    def two(self):
+        """Two snapshots; the VM is off, and has written 3."""
+        self.boot()
+        self.create('s1')
+        self.guest.disk('two', write(2))
+        self.create('s2')
+        self.guest.disk('two', write(3))
+        self.guest.close()
+
+    def need_user(self, user, *programs):
+        """Skip unless we can have another user run programs."""
+        if os.geteuid() != 0:
+            self.skipTest('only root can be somebody else')
+        for program in programs:
+            try:
+                subprocess.run([program, '--version'], user=user, check=True,
+                               stdout=subprocess.DEVNULL)
+            except (OSError, subprocess.CalledProcessError):
+                self.skipTest(f'user {user} may not run {program}')
+
     def mount(self, options):
         if os.geteuid() != 0:
             self.skipTest('only root can mount')

@@ -17,18 +17,6 @@ from case import Case, disk, read, write
 class Others(Case):
     """What deleting a snapshot must leave as it is."""
 
-    def on(self, name):
-        """Arguments for a VM on the overlays of a snapshot."""
-        return tuple(word.replace('.s.', f'.{name}.') for word in self.anew)
-
-    def two(self):
-        self.boot()
-        self.create('s1')
-        self.guest.disk('two', write(2))
-        self.create('s2')
-        self.guest.disk('two', write(3))
-        self.guest.close()
-
     def refused(self, place):
         """It stays as it was; returns why."""
         before = self.files()

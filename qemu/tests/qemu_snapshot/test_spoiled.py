@@ -15,19 +15,6 @@ from case import Case, read, write
 class Spoiled(Case):
     """Disks that were written to behind a snapshot's back."""
 
-    def on(self, name):
-        """Arguments for a VM on the overlays of a snapshot."""
-        return tuple(word.replace('.s.', f'.{name}.') for word in self.anew)
-
-    def two(self):
-        """Two snapshots; the VM is off, and has written 3."""
-        self.boot()
-        self.create('s1')
-        self.guest.disk('two', write(2))
-        self.create('s2')
-        self.guest.disk('two', write(3))
-        self.guest.close()
-
     def spoil(self, *arguments):
         """Start the VM on other disks than it had last."""
         self.boot(*(arguments or self.arguments))

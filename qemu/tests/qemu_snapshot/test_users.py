@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 
 from case import BLOCK, Case, Guest, QEMU, QEMU_IMG, STOCK, write
@@ -48,12 +47,7 @@ class Users(Case):
 
     def theirs(self):
         """A guest of theirs, in their folder."""
-        for program in QEMU, QEMU_IMG:
-            try:
-                subprocess.run([program, '--version'], user=THEM, check=True,
-                               stdout=subprocess.DEVNULL)
-            except (OSError, subprocess.CalledProcessError):
-                self.skipTest(f'user {THEM} may not run {program}')
+        self.need_user(THEM, QEMU, QEMU_IMG)
         self.give(self.folder, self.snaps, *self.folder.glob('*.*'))
         self.guest = Guest(self.folder, *self.arguments, user=THEM)
         self.addCleanup(self.guest.close)
