@@ -62,6 +62,13 @@ qemuSnapshotBackgroundHasFilter(virDomainDef *def)
 }
 
 
+static bool
+qemuSnapshotBackgroundIsRunning(virDomainObj *vm)
+{
+    return virDomainObjGetState(vm, NULL) == VIR_DOMAIN_RUNNING;
+}
+
+
 /* Not if the user wants the state at the end, or the domain does not go on. */
 static bool
 qemuSnapshotBackgroundIsWanted(virDomainObj *vm,
@@ -69,7 +76,7 @@ qemuSnapshotBackgroundIsWanted(virDomainObj *vm,
                                unsigned int flags)
 {
     return cfg->snapshotMemoryBackground != QEMU_SNAPSHOT_MEMORY_BACKGROUND_FORBID &&
-           virDomainObjGetState(vm, NULL) == VIR_DOMAIN_RUNNING &&
+           qemuSnapshotBackgroundIsRunning(vm) &&
            !(flags & (VIR_DOMAIN_SNAPSHOT_CREATE_LIVE |
                       VIR_DOMAIN_SNAPSHOT_CREATE_HALT));
 }
@@ -251,12 +258,12 @@ qemuSnapshotBackgroundCheckJob(virDomainObj *vm)
 /* Wait, as long as QEMU saves, until the domain is not in @state any more. */
 static int
 qemuSnapshotBackgroundWaitState(virDomainObj *vm,
-                                virDomainState state)
+                                bool (*state)(virDomainObj *vm))
 {
     qemuDomainObjPrivate *priv = vm->privateData;
 
-    while (virDomainObjGetState(vm, NULL) == state &&
-           !priv->pausedShutdown && qemuSnapshotBackgroundIsSaving(vm)) {
+    while (state(vm) && !priv->pausedShutdown &&
+           qemuSnapshotBackgroundIsSaving(vm)) {
         if (qemuDomainObjWait(vm) < 0)
             return -1;
     }
@@ -288,9 +295,18 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
     /* An abort in between would have QEMU resume the domain. */
     qemuDomainObjSetAsyncJobMask(vm, JOB_MASK(VIR_JOB_QUERY));
 
+    /* What was being done before, maybe an abort, or the end of the domain,
+     * comes to its end. */
+    if (virDomainObjBeginNestedJob(vm, VIR_ASYNC_JOB_SNAPSHOT) < 0)
+        goto cleanup;
+    virDomainObjEndJob(vm);
+
+    if (qemuSnapshotBackgroundCheckJob(vm) < 0)
+        goto cleanup;
+
     /* The STOP event gives up the locks. */
     priv->signalStop = true;
-    rc = qemuSnapshotBackgroundWaitState(vm, VIR_DOMAIN_RUNNING);
+    rc = qemuSnapshotBackgroundWaitState(vm, qemuSnapshotBackgroundIsRunning);
     priv->signalStop = false;
     if (rc < 0)
         goto cleanup;
@@ -324,18 +340,22 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
         goto cleanup;
     data->done = true;
 
-    if (qemuSnapshotBackgroundWaitState(vm, VIR_DOMAIN_PAUSED) < 0)
+    /* Who waits for its RESUME may miss it, if something stops it at once. */
+    qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
+    if (qemuSnapshotBackgroundWaitState(vm, qemuSnapshotBackgroundIsPaused) < 0)
         goto cleanup;
 
     data->resumed = !qemuSnapshotBackgroundIsPaused(vm);
     ret = 0;
 
  cleanup:
-    /* allow the migration job to be cancelled or the domain to be paused */
-    qemuDomainObjSetAsyncJobMask(vm, (VIR_JOB_DEFAULT_MASK |
-                                      JOB_MASK(VIR_JOB_SUSPEND) |
-                                      JOB_MASK(VIR_JOB_MODIFY_MIGRATION_SAFE) |
-                                      JOB_MASK(VIR_JOB_MIGRATION_OP)));
+    /* Allow the job to be cancelled; and the domain to be paused, unless that
+     * is still to be resumed. */
+    qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK |
+                                 (data->resumed ?
+                                  (JOB_MASK(VIR_JOB_SUSPEND) |
+                                   JOB_MASK(VIR_JOB_MODIFY_MIGRATION_SAFE) |
+                                   JOB_MASK(VIR_JOB_MIGRATION_OP)) : 0));
     return ret;
 }
 
@@ -463,9 +483,17 @@ qemuSnapshotBackgroundCreate(virQEMUDriver *driver,
                                  qemuSnapshotBackgroundPaused, &paused, 0,
                                  VIR_ASYNC_JOB_SNAPSHOT);
 
-    /* forbid any further manipulation */
-    qemuDomainObjSetAsyncJobMask(vm, VIR_JOB_DEFAULT_MASK);
-    priv->pausedReason = VIR_DOMAIN_PAUSED_UNKNOWN;
+    /* Forbid any further manipulation; it is too late for an abort. */
+    qemuDomainObjSetAsyncJobMask(vm, JOB_MASK(VIR_JOB_QUERY) |
+                                 JOB_MASK(VIR_JOB_DESTROY));
+    if (priv->pausedReason == VIR_DOMAIN_PAUSED_SNAPSHOT)
+        priv->pausedReason = VIR_DOMAIN_PAUSED_UNKNOWN;
+
+    if (ret == 0 && vm->job->abortJob) {
+        virReportError(VIR_ERR_OPERATION_ABORTED, "%s",
+                       _("snapshot canceled by client"));
+        ret = -1;
+    }
 
     if (ret == 0 && !paused.done) {
         virReportError(VIR_ERR_OPERATION_FAILED, "%s",

@@ -29,6 +29,7 @@
 
 #include "qemu_block.h"
 #include "qemu_domain.h"
+#include "qemu_migration.h"
 #include "qemu_migration_params.h"
 #include "qemu_monitor.h"
 #include "qemu_process.h"
@@ -264,6 +265,27 @@ qemuSnapshotLeftWaitBlockJobs(virDomainObj *vm)
 }
 
 
+/* Until QEMU has ended the migration of the snapshot, which is cancelled by now:
+ * before, it does not take other capabilities. */
+static void
+qemuSnapshotLeftWaitMigration(virDomainObj *vm)
+{
+    g_autoptr(virDomainJobData) jobData =
+        virDomainJobDataInit(&virQEMUDriverDomainJobConfig.jobDataPrivateCb);
+    qemuDomainJobDataPrivate *privJob = jobData->privateData;
+    size_t patience = QEMU_SNAPSHOT_LEFT_PATIENCE;
+
+    while (virDomainObjIsActive(vm) && patience > 0 &&
+           qemuMigrationAnyFetchStats(vm, VIR_ASYNC_JOB_SNAPSHOT, jobData, NULL) == 0 &&
+           privJob->stats.mig.status == QEMU_MONITOR_MIGRATION_STATUS_CANCELLING) {
+        virObjectUnlock(vm);
+        g_usleep(10 * 1000);
+        virObjectLock(vm);
+        patience--;
+    }
+}
+
+
 /**
  * qemuSnapshotLeftRecoverJob:
  * @vm: domain that has the notes of a snapshot
@@ -359,8 +381,10 @@ qemuSnapshotLeftRecover(virQEMUDriver *driver,
                      vm->def->name);
     }
 
-    if (jobPriv)
+    if (jobPriv && jobPriv->migParams) {
+        qemuSnapshotLeftWaitMigration(vm);
         qemuMigrationParamsReset(vm, VIR_ASYNC_JOB_SNAPSHOT, jobPriv->migParams, 0);
+    }
 
     qemuSnapshotUndoEnd(driver, vm, snapdef, rc);
 
