@@ -62,13 +62,6 @@ qemuSnapshotBackgroundHasFilter(virDomainDef *def)
 }
 
 
-static bool
-qemuSnapshotBackgroundIsRunning(virDomainObj *vm)
-{
-    return virDomainObjGetState(vm, NULL) == VIR_DOMAIN_RUNNING;
-}
-
-
 /* Not if the user wants the state at the end, or the domain does not go on. */
 static bool
 qemuSnapshotBackgroundIsWanted(virDomainObj *vm,
@@ -76,7 +69,7 @@ qemuSnapshotBackgroundIsWanted(virDomainObj *vm,
                                unsigned int flags)
 {
     return cfg->snapshotMemoryBackground != QEMU_SNAPSHOT_MEMORY_BACKGROUND_FORBID &&
-           qemuSnapshotBackgroundIsRunning(vm) &&
+           virDomainObjGetState(vm, NULL) == VIR_DOMAIN_RUNNING &&
            !(flags & (VIR_DOMAIN_SNAPSHOT_CREATE_LIVE |
                       VIR_DOMAIN_SNAPSHOT_CREATE_HALT));
 }
@@ -255,15 +248,23 @@ qemuSnapshotBackgroundCheckJob(virDomainObj *vm)
 }
 
 
+/* QEMU does not stop one that has shut down. */
+static bool
+qemuSnapshotBackgroundIsToBePaused(virDomainObj *vm)
+{
+    qemuDomainObjPrivate *priv = vm->privateData;
+
+    return virDomainObjGetState(vm, NULL) == VIR_DOMAIN_RUNNING &&
+           !priv->pausedShutdown;
+}
+
+
 /* Wait, as long as QEMU saves, until the domain is not in @state any more. */
 static int
 qemuSnapshotBackgroundWaitState(virDomainObj *vm,
                                 bool (*state)(virDomainObj *vm))
 {
-    qemuDomainObjPrivate *priv = vm->privateData;
-
-    while (state(vm) && !priv->pausedShutdown &&
-           qemuSnapshotBackgroundIsSaving(vm)) {
+    while (state(vm) && qemuSnapshotBackgroundIsSaving(vm)) {
         if (qemuDomainObjWait(vm) < 0)
             return -1;
     }
@@ -306,7 +307,7 @@ qemuSnapshotBackgroundPaused(virDomainObj *vm,
 
     /* The STOP event gives up the locks. */
     priv->signalStop = true;
-    rc = qemuSnapshotBackgroundWaitState(vm, qemuSnapshotBackgroundIsRunning);
+    rc = qemuSnapshotBackgroundWaitState(vm, qemuSnapshotBackgroundIsToBePaused);
     priv->signalStop = false;
     if (rc < 0)
         goto cleanup;
@@ -380,6 +381,9 @@ qemuSnapshotBackgroundAbandon(virQEMUDriver *driver,
 
     if (!snapdef)
         return;
+
+    /* It is noted when QEMU waits for the disks. */
+    g_clear_pointer(&vm->job->completed, virDomainJobDataFree);
 
     virErrorPreserveLast(&orig_err);
     qemuDomainObjSetAsyncJobMask(vm, QEMU_SNAPSHOT_UNDO_JOB_MASK);
